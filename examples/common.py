@@ -1,0 +1,93 @@
+"""What the examples share: their options, their data, and the line each of them ends with."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import imprint
+from imprint.data import Data, load_h5
+
+DIGITS = Path(__file__).resolve().parent / "data" / "digits.h5"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an example's ``main`` returns; accuracies lie between 0 and 1, `backprop` is that of the same net."""
+
+    example: str
+    data: str
+    accuracy: float
+    backprop: float | None
+    seconds: float
+
+
+def parser(epochs: int | None = None) -> argparse.ArgumentParser:
+    """The options of every example; without `epochs` each example's own number holds."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--data", type=Path, default=DIGITS, metavar="FILE.h5", help="default: handwritten digits")
+    options.add_argument("--epochs", type=int, default=epochs, help="rounds through the training data")
+    options.add_argument("--seed", type=int, default=0, help="of the weights and of the order of samples")
+    options.add_argument("--quick", action="store_true", help="a quarter of the epochs")
+    return options
+
+
+def parse(argv: Sequence[str] | None = None, epochs: int = 10) -> argparse.Namespace:
+    """Read the options and seed torch; ``args.epochs`` is a quarter of `epochs` with ``--quick``."""
+    args = parser().parse_args(argv)
+    if args.epochs is None:
+        args.epochs = max(1, epochs // 4) if args.quick else epochs
+    torch.manual_seed(args.seed)
+    return args
+
+
+def load(args: argparse.Namespace) -> Data:
+    """The data of ``--data``, standardised, under the file's name."""
+    return replace(load_h5(args.data).normalized(), name=args.data.stem)
+
+
+def row(example: str, data: str, accuracy: str, backprop: str, seconds: str) -> str:
+    """One line of the table."""
+    return f"{example:<28} {data:<16} {accuracy:>9} {backprop:>9} {seconds:>8}"
+
+
+def describe(result: Result) -> str:
+    """The result's line of the table."""
+    backprop = "-" if result.backprop is None else f"{result.backprop:.2%}"
+    return row(result.example, result.data, f"{result.accuracy:.2%}", backprop, f"{result.seconds:.1f}")
+
+
+def report(result: Result) -> Result:
+    """Print the result's line, and return the result."""
+    print(describe(result))
+    return result
+
+
+def fit(manager: imprint.Manager, data: Data, args: argparse.Namespace, batch: int = 64) -> None:
+    """Let an attached model learn for ``args.epochs`` rounds through the training data."""
+    for _ in tqdm(range(args.epochs), desc="epochs", leave=False):
+        for rows in torch.randperm(len(data.x_train)).split(batch):
+            manager.step(data.x_train[rows], data.y_train[rows])
+
+
+def accuracy(predict: Callable[[torch.Tensor], torch.Tensor], data: Data, batch: int = 500) -> float:
+    """Share of test samples for which `predict` scores the true class highest."""
+    pairs = zip(data.x_test.split(batch), data.y_test.split(batch), strict=True)
+    return sum(int((predict(x).argmax(1) == y).sum()) for x, y in pairs) / len(data.y_test)
+
+
+def backprop(
+    make: Callable[[], nn.Module], data: Data, args: argparse.Namespace, batch: int = 64,
+    optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer] | None = None,
+) -> float:  # fmt: skip
+    """Test accuracy of the same net, trained by backprop with the same optimizer, seed and epochs."""
+    torch.manual_seed(args.seed)
+    manager = imprint.attach(make(), "backprop", num_classes=data.num_classes, optimizer=optimizer)
+    fit(manager, data, args, batch)
+    return accuracy(manager.predict, data)

@@ -1,0 +1,33 @@
+"""Pure tensor maths: functions of tensors, no state and no classes."""
+
+from . import propagators as propagators
+from . import signals as signals
+from .contrast import class_contrast as class_contrast
+from .contrast import class_counts as class_counts
+from .contrast import hebbian as hebbian
+from .contrast import softmax_contrast as softmax_contrast
+from .digits import digit_glyphs as digit_glyphs
+from .digits import draw_digits as draw_digits
+from .labels import check_labels as check_labels
+from .labels import class_numbers as class_numbers
+from .labels import onehot as onehot
+from .losses import by_class as by_class
+from .losses import find_positives as find_positives
+from .losses import input_label_direct as input_label_direct
+from .losses import input_target_max_all as input_target_max_all
+from .losses import input_target_max_rand as input_target_max_rand
+from .positives import choose_one as choose_one
+from .positives import positives_labels as positives_labels
+from .positives import positives_max as positives_max
+from .positives import positives_random_max as positives_random_max
+from .positives import positives_topk as positives_topk
+from .signals import distinct_batch_labels as distinct_batch_labels
+from .signals import distinct_batch_labels_onehot as distinct_batch_labels_onehot
+from .signals import label_number_to_onehot as label_number_to_onehot
+from .signals import label_vector_to_number as label_vector_to_number
+from .similarity import as_rows as as_rows
+from .similarity import nearest_context as nearest_context
+from .similarity import paired_similarity as paired_similarity
+from .similarity import positions as positions
+from .similarity import similarity_logits as similarity_logits
+from .similarity import target_similarity as target_similarity

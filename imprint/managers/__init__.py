@@ -1,0 +1,6 @@
+"""Who calls the propagators, and when: attached models, and presets for hand-wired chains."""
+
+from .attach import attach as attach
+from .intercept import detach as detach
+from .manager import Manager as Manager
+from .preset import Preset as Preset

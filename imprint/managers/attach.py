@@ -1,0 +1,202 @@
+"""Give every layer of an existing model its own objective and optimizer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..errors import ArgumentError, CoverageError, StateError, UnknownNameError, did_you_mean
+from ..monitors.metric import Metric, make_metrics
+from ..objectives import Labels, Objective
+from ..propagators import Propagator
+from ..propagators.layer import LayerUnit
+from .agent import LayerAgent, Phase
+from .assignment import Assignment, Layers, assign, options_of
+from .context import context_pass
+from .coverage import check_disjoint
+from .intercept import AGENT, Attached, Follower, detach, intercept
+from .manager import Manager
+from .options import OptimizerBuilder, Options, SchedulerBuilder
+from .task import TaskLoss
+from .tree import excluded, parents
+
+
+def attach(
+    model: nn.Module,
+    rule: Assignment = "sigprop",
+    *,
+    num_classes: int | None = None,
+    labels: Labels | None = None,
+    layers: Layers = None,
+    exclude: str | Iterable[str] = (),
+    optimizer: OptimizerBuilder | None = None,
+    scheduler: SchedulerBuilder | None = None,
+    grad_clip: float | None = None,
+    accumulate: int = 1,
+    signal: nn.Module | None = None,
+    context_at: str | None = None,
+    task_loss: TaskLoss | None = None,
+    monitors: str | Iterable[str | Metric] = ("loss",),
+    strict: bool = True,
+    example: Any = None,
+    **options: Any,
+) -> Manager:
+    """Make every layer of `model` learn by `rule` while data flows forward; the model itself stays as it is.
+
+    Units are the layers that `rule` applies to. What enters and leaves a unit is cut from the graph; each learns from
+    its own objective with its own optimizer, inside ``manager.step(x, y)`` and nowhere else. Parameters outside all
+    units that the output depends on learn from the task loss; if there are none, the unit nearest to the output does.
+
+    Args:
+        model: any torch model that is not wrapped by DDP, ``torch.compile`` or TorchScript.
+        rule: a name (see ``imprint.rules.registry``), a Rule, or ``{pattern of module paths: rule}``.
+        num_classes: of the labels; None reads it off the model's output, or means regression for floating targets.
+        labels: the same with class weights, ``ignore_index`` and label smoothing.
+        layers: a regex (matched in full; the outermost match wins), a list of paths, ``f(path, module) -> bool``; None
+            is the direct children with parameters, containers opened, where in a Sequential what has no parameters, and
+            normalisation, joins the layer before it.
+        exclude: regex or regexes of names of modules or parameters that nothing shall train.
+        optimizer: ``f(parameters of one unit) -> Optimizer`` (or None: the unit does not learn); by default the rule's.
+        scheduler: ``f(optimizer) -> scheduler``, one a unit; stepped by ``manager.step_schedulers()``.
+        grad_clip: largest gradient norm of one unit.
+        accumulate: update every that many batches with the mean gradient.
+        signal: map ``[R, classes] -> [R, numel of an input]`` that makes the context inputs and learns; for sigprop.
+        context_at: path of the module whose output the context stream replaces; for token inputs.
+        task_loss: ``f(output, y)``; cross entropy for labels and mean square error for values by default.
+        monitors: metrics per unit, by name (``imprint.monitors.registry``) or as objects.
+        strict: refuse parameters that nothing trains.
+        example: an input (tensor, tuple or dict) to bind with at once; else the first step binds.
+        options: of the rule, where it is given by name: ``attach(model, "sigprop", temperature=0.2)``.
+
+    Raises:
+        UnknownNameError: no such rule, option, layer or monitor; with near misses.
+        CoverageError: nested units, shared weights, orphans, a unit the model never calls.
+        StateError: the model is attached already.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> manager = attach(model, "local_ce")
+    >>> manager.step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])).shape
+    torch.Size([5, 3])
+    >>> type(manager.detach()) is nn.Sequential
+    True
+    """
+    _check_model(model)
+    _check_options(rule, options)
+    _check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes)
+    if labels is not None and num_classes is not None and labels.num_classes not in (None, num_classes):
+        raise ArgumentError("attach", "num_classes contradicts labels", expected=labels.num_classes, got=num_classes)
+    meaning = labels or Labels()
+    if num_classes is not None:
+        meaning = replace(meaning, num_classes=num_classes)
+    metrics = make_metrics(monitors)
+    left_out = excluded(model, exclude)
+    assigned = assign(model, rule, layers, left_out, **options)
+    for each in assigned:
+        _check_layer(model, each.paths)
+    context = context_pass(assigned, signal, meaning, context_at)
+    modules, phase = dict(model.named_modules(remove_duplicate=False)), Phase()
+    followers: dict[int, Follower] = {}
+    for each in assigned:
+        chain = [(path, modules[path]) for path in each.paths]
+        unit = LayerUnit(each.paths[0], chain, each.rule.objective() or Objective(), each.rule.entry())
+        unit.left_out = left_out
+        prop = Propagator(unit, each.paths[0], credit=each.rule.credit())
+        passing = [followers.setdefault(id(m), Follower()) for _, m in chain[1:]]
+        phase.agents.append(LayerAgent(phase, unit, prop, each.rule, passing))
+    check_disjoint(model, phase.agents)
+    made = Options(
+        meaning, optimizer, scheduler, grad_clip, left_out, task_loss, strict, accumulate, signal, context_at
+    )  # fmt: skip
+    manager = Manager(model, phase, made, context, metrics)
+    try:
+        for agent in phase.agents:
+            _intercept(agent, followers)
+        if context is not None:
+            context.attach(model, phase)
+        if example is not None:
+            manager.bind(example)
+    except BaseException:
+        detach(model)
+        raise
+    return manager
+
+
+def _intercept(agent: LayerAgent, followers: dict[int, Follower]) -> None:
+    first, *rest = agent.unit.modules
+    intercept(first, agent)
+    for module in rest:
+        if not isinstance(module, Attached):
+            intercept(module, followers[id(module)])
+
+
+WRAPPERS = {
+    "DistributedDataParallel": "it waits for gradients in a backward pass, and units use theirs up in the forward pass",
+    "DataParallel": "it runs throw-away copies of the layers, so nothing would learn",
+    "FullyShardedDataParallel": "it keeps shards of weights that units need whole",
+    "FSDPModule": "it keeps shards of weights that units need whole",
+    "OptimizedModule": "torch.compile traces through the boundaries of units",
+    "ScriptModule": "TorchScript does not call the forward of its layers",
+}
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError("attach", "not a torch model", expected="an nn.Module", got=type(model).__name__)
+    _check_wrapped("the model", model)
+    for path, module in model.named_modules():
+        if AGENT in module.__dict__:
+            raise StateError(
+                "attach", "the model is attached already", got=f"layer {path!r} belongs to a manager",
+                fix="manager.detach(), or imprint.managers.detach(model)",
+            )  # fmt: skip
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            raise CoverageError(
+                "attach", "the model has a lazy layer, whose sizes are not known yet", got=f"{path!r}",
+                fix="run the model once on an example first",
+            )  # fmt: skip
+
+
+def _check_wrapped(where: str, module: nn.Module) -> None:
+    kinds = {cls.__name__ for cls in type(module).__mro__}
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    for name in [*WRAPPERS, *(["OptimizedModule"] if compiled else [])]:
+        if name in kinds or (compiled and name == "OptimizedModule"):
+            raise ArgumentError(
+                "attach", f"{where} is wrapped by {name}: {WRAPPERS[name]}", expected="the plain model",
+                fix="attach to the model inside: model.module, or the one from before torch.compile or torch.jit",
+            )  # fmt: skip
+
+
+def _check_layer(model: nn.Module, paths: tuple[str, ...]) -> None:
+    for path in (*parents(paths[0]), *paths):
+        _check_wrapped(f"layer {path!r}", model.get_submodule(path))
+    for path in paths:
+        if "forward" in model.get_submodule(path).__dict__:
+            raise ArgumentError(
+                f"layer {path!r}", "its forward is patched on the object, so it cannot be routed to a unit",
+                fix="write a subclass with that forward, or exclude= the layer",
+            )  # fmt: skip
+
+
+def _check_options(rule: Assignment, options: dict[str, Any]) -> None:
+    """Refuse options that neither `attach` nor a rule has; what is no rule at all is refused later."""
+    known = options_of(rule)
+    mine = {k for k, p in inspect.signature(attach).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name in options:
+        if name not in known and (known or not isinstance(rule, str)):
+            raise UnknownNameError(
+                "attach", f"neither attach nor the rule has an option {name!r}", fix=did_you_mean(name, known | mine)
+            )
+
+
+def _check_numbers(accumulate: Any, grad_clip: Any, num_classes: Any) -> None:
+    for name, value in (("accumulate", accumulate), ("num_classes", num_classes)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ArgumentError("attach", f"{name}= must be a whole number from 1", got=value)
+    if grad_clip is not None and not grad_clip > 0:
+        raise ArgumentError("attach", "grad_clip= must be positive", got=grad_clip)

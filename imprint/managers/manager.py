@@ -1,0 +1,281 @@
+"""An attached model: every unit learns while the data flows forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..credit import detach
+from ..data.batches import Source
+from ..errors import LabelError, StateError
+from ..monitors.metric import Metric, gather
+from ..objectives import Labels, Target
+from ..propagators import Propagator
+from ..propagators.layer import borrowed_buffers, restored_on_error
+from ..propagators.switch import learning_enabled
+from . import checkpoint, evaluation
+from .agent import Phase
+from .assignment import named
+from .binding import bind, require_bound
+from .context import ContextPass
+from .coverage import check_joined
+from .intercept import detach as detach_model
+from .options import Inputs, Options, check_target
+from .place import Place, follow
+from .table import table
+from .task import TaskUnit, learn_from_task
+
+
+class Manager:
+    """Trains an attached model; made by :func:`imprint.managers.attach`.
+
+    The first :meth:`step` binds: it runs one probe forward, makes local heads for the sizes it saw, and decides the
+    class of every parameter. ``print(manager)`` shows the result.
+
+    Attributes:
+        model: the user's model, with its own parameters under their own names.
+        steps: learning steps taken.
+    """
+
+    def __init__(
+        self, model: nn.Module, phase: Phase, options: Options, context: ContextPass | None, metrics: list[Metric]
+    ) -> None:
+        self.model, self.phase, self.options, self.context = model, phase, options, context
+        self.units = {a.prop.name: a for a in phase.agents}
+        self.task = Propagator(TaskUnit(options.labels, options.task_loss), name="task")  # type: ignore[arg-type]
+        self.schedulers: dict[str, list[Any]] = {}
+        self.bound: dict[str, Any] | None = None
+        self.steps = self.gathered = 0
+        self.places: dict[str, tuple[Tensor, Place]] = {}
+        self.stateful: list[nn.Module] = []
+        self.probes = {m.name: m for m in metrics}
+        for prop in self.propagators.values():
+            prop.probes = list(metrics)
+
+    @property
+    def propagators(self) -> dict[str, Propagator]:
+        """Of every unit by name, then ``"task"``, and ``"signal"`` where the context stream learns."""
+        props = {name: agent.prop for name, agent in self.units.items()} | {"task": self.task}
+        return props | {"signal": self.context.prop} if self.context and self.context.learned else props
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Of every propagator that learns, by name.
+
+        Raises:
+            StateError: before bind.
+        """
+        require_bound(self, "its optimizers")
+        return {name: prop.optimizers[0] for name, prop in self.propagators.items() if prop.optimizers}
+
+    def bind(self, x: Any, y: Tensor | None = None) -> Manager:
+        """Make heads and optimizers for inputs like `x` (and targets like `y`), and classify every parameter.
+
+        Calling it again re-counts the calls of each unit and keeps all weights.
+
+        Raises:
+            CoverageError: an orphan, a unit never called, weights in two units.
+        """
+        inputs = Inputs.of(x)
+        inputs.check_not_empty()
+        self.phase.require_idle("manager.bind")
+        if torch.is_inference_mode_enabled():
+            raise StateError("manager.bind", "it cannot follow gradients here", fix="leave torch.inference_mode()")
+        bind(self, inputs, y)
+        return self
+
+    def step(self, x: Any, y: Tensor | None = None) -> Any:
+        """One forward pass in which every unit learns; returns the model's output, detached.
+
+        Args:
+            x: a tensor, a tuple of arguments or a dict of keyword arguments of the model.
+            y: targets; None is legal when no unit needs them.
+
+        Raises:
+            StateError: the model is in eval mode, or gradients are off.
+            LabelError, ShapeError: the batch does not fit; nothing was changed.
+            NonFiniteError: names the unit; its weights are as they were.
+        """
+        inputs = Inputs.of(x)
+        self._check_batch(inputs, y)
+        if self.bound is None:
+            bind(self, inputs, y)
+        if not learning_enabled():
+            inputs = self.context.data(inputs) if self.context is not None else inputs
+            return detach(self.model(*inputs.args, **inputs.kwargs))
+        follow(self)
+        if y is not None and y.device.type == "cpu" and not self.options.labels.valid(y).any():
+            y = None
+        self.gathered += 1
+        due = self.gathered >= self.options.accumulate
+        try:
+            for probe in self.probes.values():
+                probe.started(self, x, y)
+            with restored_on_error(self.stateful):
+                output = self._learn(inputs, y, 1 / self.gathered if due else None)
+                if due:
+                    self.update()
+        except BaseException:
+            self._forget()
+            raise
+        self.steps += 1
+        return output
+
+    def _learn(self, inputs: Inputs, y: Tensor | None, share: float | None) -> Any:
+        target = Target(y)
+        if self.context is not None:
+            inputs = self.context.data(inputs)
+            if y is not None:
+                target = self._run_context(inputs, y, share)
+        with self.phase.during("learn", target, share, learns=True):
+            output = self.model(*inputs.args, **inputs.kwargs)
+            check_joined(self.phase)
+        if y is not None:
+            others = [a.prop for a in self.units.values() if a.open and not a.frozen]
+            with self.phase.during("backward"):
+                learn_from_task(self.task, others, output, y)
+        self.phase.forget()
+        return detach(output)
+
+    def _run_context(self, inputs: Inputs, y: Tensor, share: float | None) -> Target:
+        assert self.context is not None
+        made, target = self.context.learn(inputs, y, share)
+        self.phase.forget()
+        with borrowed_buffers([self.model]), self.phase.during("context", target, share, learns=True), torch.no_grad():
+            self.context.run(self.model, made)
+        return target
+
+    def update(self) -> None:
+        """Step whatever has gathered gradient: called by :meth:`step` every ``accumulate`` batches."""
+        if self.gathered:
+            for prop in self.propagators.values():
+                prop.update(1 / self.gathered)
+        self.gathered = 0
+
+    def step_schedulers(self, *metric: float) -> None:
+        """Step every unit's learning-rate schedule; `metric` is passed on.
+
+        Raises:
+            StateError: before bind.
+        """
+        require_bound(self, "its schedules")
+        for schedulers in self.schedulers.values():
+            for scheduler in schedulers:
+                scheduler.step(*metric)
+
+    def freeze(self, *patterns: str) -> None:
+        """Units whose name matches stop learning and go on running; task weights stop by ``requires_grad_(False)``."""
+        for name in named(self.units, patterns):
+            self.units[name].frozen = True
+            self.units[name].prop.reset()
+
+    def unfreeze(self, *patterns: str) -> None:
+        """Units whose name matches learn again."""
+        for name in named(self.units, patterns):
+            self.units[name].frozen = not self.units[name].rule.learns
+
+    def predict(self, x: Any, by: str = "output", layers: str | Iterable[str] | None = None) -> Any:
+        """Inference in eval mode: the model's output (``by="output"``), or the units' scores of classes (``"local"``).
+
+        Local scores are logits of local heads, similarity with each class's context, or goodness; they are summed over
+        `layers` (names or a pattern; None is all that have scores).
+
+        Raises:
+            StateError: ``"local"`` before bind, or no unit has scores.
+        """
+        return evaluation.predict(self, x, by, layers)
+
+    def evaluate(
+        self, data: Source, batch_size: int = 256, by: str = "output", progress: bool = False
+    ) -> dict[str, float]:
+        """``{"accuracy": ..., "loss": ...}`` over all rows that have a label; values have no accuracy.
+
+        Nothing is changed by it: modes, buffers and the next random numbers are as they were.
+
+        Args:
+            data: ``(x, y)`` tensors, a Dataset, or a DataLoader; x may be a tuple or a dict.
+            batch_size: of tensors and Datasets.
+            by: as in :meth:`predict`; the loss is the task's, or cross entropy of the summed local scores.
+            progress: show a bar.
+
+        Raises:
+            LabelError: targets are missing.
+        """
+        return evaluation.evaluate(self, data, batch_size, by, progress)
+
+    def metrics(self, reset: bool = True) -> dict[str, dict[str, float]]:
+        """What the monitors gathered since last read, ``{unit: {metric: value}}``; reading waits for the device."""
+        return gather(self.probes.values(), self.propagators, reset)
+
+    @property
+    def labels(self) -> Labels:
+        """How targets are read; the number of classes is known once it is bound."""
+        return self.options.labels
+
+    def task_loss(self, output: Any, y: Tensor) -> Tensor:
+        """The loss of the model's output: what parameters outside the units learn from."""
+        assert isinstance(self.task.unit, TaskUnit)
+        return self.task.unit.loss(output, y)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact continuation needs: weights, heads, optimizers by name, schedules, random numbers."""
+        return checkpoint.state_dict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load :meth:`state_dict`; an unbound manager binds from the sizes in it.
+
+        Raises:
+            CheckpointError: it does not fit; nothing was loaded.
+        """
+        checkpoint.load_state_dict(self, state)
+
+    def to(self, *args: Any, **kwargs: Any) -> Manager:
+        """Move or cast model, heads, context and optimizer state, as ``nn.Module.to``."""
+        self.model.to(*args, **kwargs)
+        follow(self)
+        return self
+
+    def detach(self) -> nn.Module:
+        """The very model that was attached, with its own classes and trained weights."""
+        self.phase.require_idle("manager.detach", attached=False)
+        return detach_model(self.model)
+
+    def __repr__(self) -> str:
+        return table(self)
+
+    def _check_batch(self, inputs: Inputs, y: Tensor | None) -> None:
+        self.phase.require_idle("manager.step")
+        if not self.model.training:
+            raise StateError("manager.step", "the model is in eval mode", fix="model.train(), or manager.predict(x)")
+        if not torch.is_grad_enabled():
+            fix = "leave torch.no_grad(), or call manager.predict(x)"
+            raise StateError("manager.step", "gradients are off", fix=fix)
+        inputs.check_not_empty()
+        if self.bound is not None and self.context is not None:
+            inputs.check_parts(self.bound["parts"])
+        if y is None:
+            for name, agent in self.units.items():
+                if not agent.frozen and agent.rule.local and agent.unit.objective.needs_labels:
+                    raise LabelError(
+                        "manager.step", "targets are missing", expected=f"y for unit {name!r} ({agent.rule.name})",
+                        fix="manager.step(x, y); rows without a label carry ignore_index",
+                    )  # fmt: skip
+            return
+        if not isinstance(y, Tensor):
+            raise LabelError("manager.step", "targets are not a tensor", got=type(y).__name__, fix="torch.as_tensor(y)")
+        if y.dim() and len(y):
+            inputs.check_rows(len(y), self.bound["rows"] if self.bound else None)
+        if self.bound is not None or y.dim() == 0 or len(y) == 0:
+            self.options.labels.check(y)
+        if self.bound is not None:
+            check_target(y, self.options.labels, tuple(self.bound["target"]))
+
+    def _forget(self) -> None:
+        self.gathered = 0
+        self.phase.forget()
+        for prop in self.propagators.values():
+            prop.reset()

@@ -1,0 +1,141 @@
+"""What attach was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_flatten
+
+from ..credit import Params
+from ..errors import ArgumentError, DtypeError, ShapeError
+from ..objectives import Labels
+from ..propagators.propagator import Propagator
+from ..rules import Rule
+from .task import TaskLoss
+
+OptimizerBuilder = Callable[[list[Tensor]], "Optimizer | None"]
+SchedulerBuilder = Callable[[Optimizer], Any]
+
+
+@dataclass
+class Options:
+    """Choices that hold for all units of a model; see :func:`imprint.managers.attach`."""
+
+    labels: Labels = field(default_factory=Labels)
+    optimizer: OptimizerBuilder | None = None
+    scheduler: SchedulerBuilder | None = None
+    grad_clip: float | None = None
+    left_out: set[str] = field(default_factory=set)
+    task_loss: TaskLoss | None = None
+    strict: bool = True
+    accumulate: int = 1
+    signal: nn.Module | None = None
+    context_at: str | None = None
+
+    def equip(self, prop: Propagator, params: Params, rule: Rule) -> list[Any]:
+        """Give `prop` its parameters, optimizer and clipping; returns its schedulers.
+
+        Raises:
+            ArgumentError: the builder returned something that cannot step one unit.
+        """
+        prop.params, prop.grad_clip = params, self.grad_clip
+        learned = [p for p in params.values() if p.requires_grad]
+        made = (self.optimizer or rule.optimizer)(learned) if learned else None
+        if made is None:
+            prop.optimizers = []
+            return []
+        if not isinstance(made, Optimizer) or isinstance(made, torch.optim.LBFGS):
+            raise ArgumentError(
+                f"optimizer= of unit {prop.name!r}", "not an optimizer that steps without a closure",
+                expected="lambda params: torch.optim.Adam(params, 5e-4)", got=type(made).__name__,
+            )  # fmt: skip
+        own = {id(p) for p in learned}
+        if any(id(p) not in own for g in made.param_groups for p in g["params"]):
+            raise ArgumentError(
+                f"optimizer= of unit {prop.name!r}", "it moves parameters of other units",
+                fix="use the list the builder is called with: lambda params: torch.optim.Adam(params, 5e-4)",
+            )  # fmt: skip
+        prop.optimizers = [made]
+        return [] if self.scheduler is None else [self.scheduler(made)]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one forward pass."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @staticmethod
+    def of(x: Any) -> Inputs:
+        """A tensor, a tuple of arguments, or a dict of keyword arguments.
+
+        Raises:
+            DtypeError: x holds no tensor.
+        """
+        # a dict is ordered by name, so that its parts are told apart whatever order they are given in
+        inputs = (
+            Inputs((), dict(sorted(x.items())))
+            if isinstance(x, dict)
+            else Inputs(x if isinstance(x, tuple) else (x,), {})
+        )
+        if not any(isinstance(v, Tensor) for v in inputs.leaves()):
+            raise DtypeError(
+                "the input", "it holds no tensor", expected="a tensor, a tuple or a dict of tensors",
+                got=type(x).__name__, fix="torch.as_tensor(x)",
+            )  # fmt: skip
+        return inputs
+
+    def leaves(self) -> list[Any]:
+        """All arguments, flat."""
+        return tree_flatten((self.args, self.kwargs))[0]
+
+    def check_rows(self, rows: int, dims: list[int | None] | None) -> None:
+        """Refuse inputs without `rows` samples along their batch dimensions `dims`; unknown, any will do."""
+        leaves = self.leaves()
+        if dims is None or len(dims) != len(leaves):
+            dims = [None] * len(leaves)
+        tensors = [(v, d) for v, d in zip(leaves, dims, strict=True) if isinstance(v, Tensor)]
+        known = [v.shape[d] if d < v.dim() else None for v, d in tensors if d is not None]
+        if any(n != rows for n in known) if known else not any(rows in v.shape for v, _ in tensors):
+            raise ShapeError(
+                "the batch", "inputs and targets differ in their number of samples",
+                expected=f"{rows} samples, as in y", got=[tuple(v.shape) for v, _ in tensors],
+                fix="give one target a sample",
+            )  # fmt: skip
+
+    def parts(self) -> list[bool]:
+        """Of all arguments, flat: which are tensors?"""
+        return [isinstance(v, Tensor) for v in self.leaves()]
+
+    def check_parts(self, bound: list[bool]) -> None:
+        """Refuse inputs with other parts than those that context inputs were made for."""
+        if self.parts() != list(bound):
+            raise ShapeError(
+                "the batch", "it has other parts than what the model was bound with, and the context has none for them",
+                expected=f"{len(bound)} arguments, {sum(bound)} of them tensors",
+                got=[tuple(v.shape) if isinstance(v, Tensor) else v for v in self.leaves()],
+                fix="give the same arguments in every step, a mask that hides nothing for example",
+            )  # fmt: skip
+
+    def check_not_empty(self) -> None:
+        """Refuse an empty batch."""
+        shapes = [tuple(v.shape) for v in self.leaves() if isinstance(v, Tensor)]
+        if any(0 in shape for shape in shapes):
+            raise ShapeError("the batch", "it is empty", expected="at least one sample", got=shapes)
+
+
+def check_target(y: Tensor, labels: Labels, bound: tuple[int, ...]) -> None:
+    """Refuse targets of another shape than those at bind; how many labels a sample has may differ, not whether."""
+    own = () if labels.soft(y) else tuple(y.shape[1:])
+    if len(own) != len(bound) or (labels.num_classes is None and own != bound):
+        raise ShapeError(
+            "the targets", "they have another shape than those it was bound with",
+            expected=("batch", *bound), got=tuple(y.shape),
+            fix="y.flatten() turns a column of labels into labels; else attach anew for other targets",
+        )  # fmt: skip

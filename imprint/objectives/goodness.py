@@ -1,0 +1,66 @@
+"""Forward-forward's objective: high activity for true labels, low for wrong ones."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .labels import Labels
+from .objective import Objective, Spec, View
+
+
+def goodness(h: Tensor, reduce: str = "sum") -> Tensor:
+    r""":math:`g = \sum_j h_j^2` or its mean, ``[B]``.
+
+    >>> import torch
+    >>> goodness(torch.tensor([[1.0, 2.0]]), "mean")
+    tensor([2.5000])
+    """
+    square = h.flatten(1).square()
+    return square.sum(1) if reduce == "sum" else square.mean(1)
+
+
+class Goodness(Objective):
+    r""":math:`L = \mathrm{mean}\,\mathrm{softplus}(-(g^+-\theta)) + \mathrm{mean}\,\mathrm{softplus}(g^--\theta)`.
+
+    The context stream brings the positives in its first half and the negatives in its second.
+
+    Args:
+        reduce: ``"sum"`` or ``"mean"`` of squares.
+        threshold: θ; None is the number of features for ``"sum"`` and 2 for ``"mean"``.
+
+    Reference: Hinton, The Forward-Forward Algorithm (2022), section 2.
+    Differs from the paper: both halves in one batch (the same gradient).
+    """
+
+    needs_context, uses_data = True, False
+
+    def __init__(self, reduce: str = "mean", threshold: float | None = None) -> None:
+        super().__init__()
+        if reduce not in ("sum", "mean"):
+            raise ArgumentError("goodness", "unknown reduction", expected="sum | mean", got=reduce)
+        self.reduce, self.threshold = reduce, threshold
+
+    def bind(self, spec: Spec, labels: Labels) -> None:
+        """Settle the threshold."""
+        if labels.num_classes is None or labels.num_classes < 2:
+            raise ArgumentError(
+                "goodness", "it needs class labels", expected="num_classes >= 2", got=labels.num_classes
+            )
+        super().bind(spec, labels)
+        default = float(spec.features) if self.reduce == "sum" else 2.0
+        self.theta = default if self.threshold is None else self.threshold
+
+    def forward(self, view: View) -> Tensor:
+        """Both halves' softplus."""
+        assert view.context.y is not None
+        positive, negative = (goodness(half, self.reduce) for half in view.t.chunk(2))
+        losses = F.softplus(self.theta - positive) + F.softplus(negative - self.theta)
+        return self.labels.mean(losses, view.context.y)
+
+    def scores(self, view: View) -> Tensor | None:
+        """Goodness of each label, when the context stream brings all of them: ``[num_classes * B, ...]`` rows."""
+        if view.t is None or view.context.y is not None:
+            return None
+        return goodness(view.t, self.reduce).view(self.labels.num_classes or 0, -1).T

@@ -1,0 +1,68 @@
+"""A local classifier (or regressor) on a unit's own output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional.pooling import pool_features, pooled_width
+from .labels import Labels
+from .objective import Objective, Spec, View
+
+
+class Head(Objective):
+    r"""Local head: :math:`L = \mathrm{CE}(M\,\mathrm{pool}(h) + b,\; y)`; for regression the mean square error.
+
+    Args:
+        bias: give the head a bias.
+        zero_init: start the head at zero, so that the first step moves the head alone.
+        limit: most features a map is pooled down to.
+        pool: own reduction ``h -> [B, D]`` instead; it must be parameter-free.
+
+    Targets of shape ``[B, S]`` on tokens ``[B, S, E]`` are learned token by token, without pooling.
+    """
+
+    def __init__(
+        self,
+        bias: bool = True,
+        zero_init: bool = True,
+        limit: int = 4096,
+        pool: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.bias, self.zero_init, self.limit, self.pool = bias, zero_init, limit, pool
+
+    def bind(self, spec: Spec, labels: Labels) -> None:
+        """Make the linear map from pooled features to classes, or to the width of the values."""
+        super().bind(spec, labels)
+        self.per_token = spec.channels_last and len(spec.target) > 0 and spec.shape[: len(spec.target)] == spec.target
+        self.per_token = self.per_token and labels.num_classes is not None
+        width = spec.shape[-1] if self.per_token else pooled_width(spec.shape, self.limit, spec.channels_last)
+        if self.pool is not None and not self.per_token:
+            width = self.pool(torch.zeros(2, *spec.shape, dtype=spec.dtype, device=spec.device)).shape[1]
+        out = labels.num_classes or torch.Size(spec.target).numel()
+        self.linear = nn.Linear(width, out, self.bias, device=spec.device, dtype=spec.dtype)
+        if self.zero_init:
+            nn.init.zeros_(self.linear.weight)
+            if self.linear.bias is not None:
+                nn.init.zeros_(self.linear.bias)
+
+    def scores(self, view: View) -> Tensor:
+        """Logits of the head, ``[B, C]`` (``[B, S, C]`` token by token)."""
+        if self.per_token:
+            return self.linear(view.h)
+        pooled = (
+            self.pool(view.h) if self.pool else pool_features(view.h, self.limit, channels_last=self.spec.channels_last)
+        )
+        return self.linear(pooled)
+
+    def forward(self, view: View) -> Tensor:
+        """Cross entropy (classes) or mean square error (values) of the head."""
+        y, out = view.context.y, self.scores(view)
+        assert y is not None
+        if self.labels.num_classes is None:
+            return F.mse_loss(out, y.to(out.dtype).flatten(1) if y.dim() > 1 else y.to(out.dtype)[:, None])
+        return self.labels.cross_entropy(out, y)

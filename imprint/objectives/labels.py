@@ -1,0 +1,122 @@
+"""What the user's targets mean: class labels, soft labels or values; which rows count, and for how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import LabelError, ShapeError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How targets are read, everywhere alike: by the task loss, local heads and context streams.
+
+    Args:
+        num_classes: number of classes; None for regression on floating targets.
+        weight: ``[num_classes]``, the weight of each class in every mean.
+        ignore_index: integer label of rows without a label; they count in no loss.
+        label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+
+    Shape:
+        targets: ``[B]`` or ``[B, E]`` integers; ``[B, num_classes]`` probabilities; ``[B, ...]`` values.
+
+    >>> labels = Labels(3)
+    >>> labels.onehot(torch.tensor([2, -100]))
+    tensor([[0., 0., 1.],
+            [0., 0., 0.]])
+    """
+
+    num_classes: int | None = None
+    weight: Tensor | None = field(default=None, compare=False)
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+    def soft(self, y: Tensor) -> bool:
+        """Are `y` probabilities over the classes?"""
+        return self.num_classes is not None and y.is_floating_point()
+
+    def check(self, y: Tensor, where: str = "the targets") -> None:
+        """Refuse targets these labels cannot mean; ranges are read on the CPU only, where that stalls nothing."""
+        if y.dim() == 0 or len(y) == 0:
+            raise ShapeError(where, "the batch is empty", expected="at least one row", got=tuple(y.shape))
+        if self.num_classes is None:
+            if not y.is_floating_point():
+                raise LabelError(
+                    where, "integer targets need a number of classes", got=y.dtype, fix="pass num_classes= to attach"
+                )
+        elif y.is_floating_point():
+            if y.dim() != 2 or y.shape[1] != self.num_classes:
+                raise ShapeError(
+                    where, "soft labels have the wrong shape", expected=("batch", self.num_classes),
+                    got=tuple(y.shape), fix="give probabilities [batch, classes] or integer labels [batch]",
+                )  # fmt: skip
+        elif y.dtype in (torch.bool, torch.complex64, torch.complex128):
+            raise LabelError(where, "labels have the wrong dtype", expected="int64", got=y.dtype, fix="y.long()")
+        elif y.device.type == "cpu":
+            bad = y[((y < 0) | (y >= self.num_classes)) & (y != self.ignore_index)]
+            if bad.numel():
+                raise LabelError(
+                    where, "a label is out of range",
+                    expected=f"0..{self.num_classes - 1}, or {self.ignore_index} for none",
+                    got=bad.flatten()[0].item(), fix="check the labels, or pass num_classes= to attach",
+                )  # fmt: skip
+
+    def valid(self, y: Tensor) -> Tensor:
+        """``[B]`` bool: rows that have a label."""
+        if y.is_floating_point():
+            return torch.ones(len(y), dtype=torch.bool, device=y.device)
+        return (y != self.ignore_index).flatten(1).any(1) if y.dim() > 1 else y != self.ignore_index
+
+    def index(self, y: Tensor) -> Tensor:
+        """``[B]`` int64 class of each row; unlabelled rows read 0 (mask them by :meth:`valid`)."""
+        return y.argmax(-1) if self.soft(y) else y.long().masked_fill(y == self.ignore_index, 0)
+
+    def onehot(self, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``[B, num_classes]``, as soft labels are, or float32; rows without a label are zero."""
+        if self.soft(y):
+            return y.to(dtype or y.dtype)
+        assert self.num_classes is not None
+        return F.one_hot(self.index(y), self.num_classes).to(dtype or torch.float32) * self.valid(y)[..., None]
+
+    def mean(self, losses: Tensor, y: Tensor) -> Tensor:
+        """Weighted mean of one loss a row over the rows that have a label; zero if none has."""
+        share = self.valid(y).to(losses.dtype)
+        if self.weight is not None:
+            weight = self.weight.to(losses)
+            share = share * (y.to(losses) @ weight if self.soft(y) else weight[self.index(y)])
+        return (losses * share).sum() / share.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        r""":math:`-\sum_k y_k \log\mathrm{softmax}(z)_k`, mean over labelled rows as torch has it, or zero.
+
+        Shape: logits ``[B, C]``, labels ``[B]`` or ``[B, C]``; logits ``[B, E, C]``, ``[B, C, E]``, labels ``[B, E]``.
+        """
+        if not self.soft(y) and y.shape == logits.shape[:-1]:
+            logits, y = logits.flatten(0, -2), y.flatten()
+        elif y.shape != (logits.shape if self.soft(y) else logits.shape[:1] + logits.shape[2:]):
+            raise ShapeError(
+                "cross entropy", "labels and logits do not fit",
+                expected="labels [B] or [B, C] with logits [B, C]; labels [B, E] with logits [B, E, C]",
+                got=f"labels {tuple(y.shape)}, logits {tuple(logits.shape)}",
+                fix="pass task_loss= if the model's output means something else",
+            )  # fmt: skip
+        if self.num_classes is not None and self.num_classes > logits.shape[-1 if logits.dim() == 2 else 1]:
+            raise ShapeError(
+                "cross entropy", "the output has fewer channels than there are classes",
+                expected=self.num_classes, got=tuple(logits.shape), fix="widen the last layer or lower num_classes",
+            )  # fmt: skip
+        y = y.to(logits.dtype) if y.is_floating_point() else y.long()
+        weight = None if self.weight is None else self.weight.to(logits)
+        options: dict[str, Any] = {"weight": weight, "label_smoothing": self.label_smoothing, "reduction": "sum"}
+        if self.soft(y):
+            return F.cross_entropy(logits, y, **options) / (y.numel() / logits.shape[1])
+        total = F.cross_entropy(logits, y, ignore_index=self.ignore_index, **options)
+        count = (y != self.ignore_index).to(logits.dtype)
+        if weight is not None:
+            count = count * weight[y.masked_fill(y == self.ignore_index, 0)]
+        return total / count.sum().clamp_min(torch.finfo(logits.dtype).tiny)

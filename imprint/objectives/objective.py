@@ -1,0 +1,109 @@
+"""What is wanted: a local loss over a view of one unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from .labels import Labels
+
+
+@dataclass(frozen=True)
+class Target:
+    """The targets of one step, and where each sample's context is.
+
+    Attributes:
+        y: the user's targets.
+        rows: ``[B]``, the context row that belongs to each sample; None without a context stream.
+        counts: ``[R]``, labelled samples of the batch in the class of each context row.
+        distinct: one context row a class (True) or a sample (False).
+    """
+
+    y: Tensor | None = None
+    rows: Tensor | None = None
+    counts: Tensor | None = None
+    distinct: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """What an objective sees of its unit, batch first.
+
+    Attributes:
+        h: output on the data, ``[B, ...]``; None if the objective does not use it.
+        x: input on the data, detached.
+        t: output on the context, ``[R, ...]``; None without one.
+        t_in: input on the context, detached.
+        context: the :class:`Target`.
+        batch: everything the step was given.
+        tick: number of the tick in a rollout; 0 for layers.
+        valid: ``[B]`` bool rows that count, or None for all.
+    """
+
+    h: Any = None
+    x: Any = None
+    t: Any = None
+    t_in: Any = None
+    context: Target = Target()
+    batch: Any = None
+    tick: int = 0
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Sizes an objective is built from: of one unit's output, without its batch dimension.
+
+    Attributes:
+        shape: of one sample's output.
+        batch_dim: where the batch is in the unit's output.
+        dtype, device: of the unit's weights.
+        target: shape of one sample's target, ``()`` for a label.
+        channels_last: are the features of a sample in the last dimension (tokens) rather than the first (maps)?
+    """
+
+    shape: tuple[int, ...]
+    batch_dim: int = 0
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    target: tuple[int, ...] = ()
+    channels_last: bool = False
+
+    @property
+    def features(self) -> int:
+        """Numbers in one sample's output."""
+        return int(torch.Size(self.shape).numel())
+
+
+class Objective(nn.Module):
+    """A local loss: ``forward(view) -> scalar``. Its parameters learn with the unit, by the unit's optimizer.
+
+    Attributes:
+        needs_labels: it cannot be computed without targets.
+        needs_context: it compares with a context stream.
+        uses_data: the unit's output on the data is part of it (else only the context learns).
+        lag: ticks by which its target comes late.
+    """
+
+    needs_labels = True
+    needs_context = False
+    uses_data = True
+    lag = 0
+
+    def bind(self, spec: Spec, labels: Labels) -> None:
+        """Make parameters and buffers for a unit of these sizes."""
+        self.spec, self.labels = spec, labels
+
+    def forward(self, view: View) -> Tensor:
+        """The loss, a scalar."""
+        raise ArgumentError(
+            f"objective {type(self).__name__!r}", "it has no loss", fix="write forward(self, view) -> scalar"
+        )
+
+    def scores(self, view: View) -> Tensor | None:
+        """``[B, num_classes]``: what this unit alone says about the label; None if it says nothing."""
+        return None

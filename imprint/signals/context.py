@@ -1,0 +1,95 @@
+"""Context inputs for a whole model: one row a class, or one a sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Tree = Any
+
+
+class ClassContext(nn.Module):
+    r"""The inputs of the context pass: for class k a floating input :math:`t_k = W_k`, with the data's mean and spread.
+
+    Floating inputs get one row of W, ``[num_classes, numel]`` (values: :math:`t = y W`); integer inputs one fixed
+    random sequence a class; masks are all true; tensors without a batch dimension pass unchanged.
+
+    Args:
+        learned: W learns (a unit of its own, contrasting the raw input with W); else it keeps its random start.
+        project: own map from codes ``[R, num_classes]`` to ``[R, numel]`` instead of W, for a single floating input.
+
+    There is one row a class when the batch is at least that large, else one a sample.
+    """
+
+    paired = True
+
+    def __init__(self, learned: bool = False, project: nn.Module | None = None) -> None:
+        super().__init__()
+        self.learned, self.project = learned, project
+
+    def describe(self, inputs: Tree, dims: list[int | None], num_classes: int | None, width: int) -> dict[str, Any]:
+        """What :meth:`build` needs: `dims` are the batch dimensions of the inputs' leaves, `width` that of a code."""
+        leaves: list[dict[str, Any]] = []
+        for v, dim in zip(tree_flatten(inputs)[0], dims, strict=True):
+            if dim is None:
+                leaves.append({"dim": None})
+                continue
+            kind = "float" if v.is_floating_point() else "mask" if v.dtype == torch.bool else "int"
+            a, b = (v.mean(), v.std(correction=0)) if kind == "float" else (v.min(), v.max())
+            size = tuple(v.movedim(dim, 0).shape[1:])
+            leaves.append(
+                {"dim": dim, "kind": kind, "size": size, "dtype": v.dtype, "stats": (a.item(), b.item() or 1.0)}
+            )
+        return {"num_classes": num_classes, "width": width, "leaves": leaves}
+
+    def build(self, record: dict[str, Any], device: torch.device) -> None:
+        """Draw W and the integer sequences."""
+        self.num_classes, self.leaves = record["num_classes"], record["leaves"]
+        for i, leaf in enumerate(self.leaves):
+            if leaf["dim"] is None:
+                continue
+            numel, (a, b) = torch.Size(leaf["size"]).numel(), leaf["stats"]
+            kind = {"dtype": leaf["dtype"], "device": device}
+            if leaf["kind"] == "float" and self.project is None:
+                weight = torch.randn(record["width"], numel, **kind) * b + a
+                self.register_parameter(f"weight{i}", nn.Parameter(weight, requires_grad=self.learned))
+            elif leaf["kind"] == "int":
+                table = torch.randint(int(a), int(b) + 1, (self.num_classes or 1, numel), **kind)
+                self.register_buffer(f"table{i}", table)
+
+    def codes(self, onehot: Tensor) -> tuple[Tensor, bool]:
+        """What W is read with, ``[R, width]``, and whether that is one row a class."""
+        if self.num_classes is not None and self.num_classes <= len(onehot):
+            return torch.eye(self.num_classes, dtype=onehot.dtype, device=onehot.device), True
+        return onehot, False
+
+    def candidates(self, inputs: Tree) -> Tensor:
+        """Codes of all classes, to compare a sample with each; empty for values."""
+        device = next(v.device for v in tree_flatten(inputs)[0] if isinstance(v, Tensor))
+        return torch.eye(self.num_classes or 0, device=device)
+
+    def data(self, inputs: Tree) -> Tree:
+        """The data pass sees its inputs as they are."""
+        return inputs
+
+    def forward(self, inputs: Tree, codes: Tensor) -> Tree:
+        """Context inputs with ``len(codes)`` rows, in the structure of `inputs`."""
+        leaves, spec = tree_flatten(inputs)
+        made = [v if self.leaves[i]["dim"] is None else self._leaf(i, v, codes) for i, v in enumerate(leaves)]
+        return tree_unflatten(made, spec)
+
+    def _leaf(self, i: int, v: Tensor, codes: Tensor) -> Tensor:
+        leaf = self.leaves[i]
+        size = (len(codes), *leaf["size"])
+        if leaf["kind"] == "mask":
+            rows = torch.ones(size, dtype=v.dtype, device=v.device)
+        elif leaf["kind"] == "float":
+            code = codes.to(v.dtype)
+            rows = (self.project(code) if self.project else code @ self.get_parameter(f"weight{i}")).view(size)
+        else:
+            table = self.get_buffer(f"table{i}")
+            rows = table[codes.argmax(1) if len(table) > 1 else torch.zeros(len(codes), dtype=torch.long)].view(size)
+        return rows.movedim(0, leaf["dim"])

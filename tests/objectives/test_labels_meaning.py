@@ -1,0 +1,123 @@
+"""Targets mean what torch's cross entropy says they mean, in every objective alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imprint.errors import LabelError, ShapeError
+from imprint.objectives import Goodness, Head, Labels, Spec, Target, TargetFeedback, View
+
+CLASSES = 4
+WEIGHT = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
+OPTIONS: list[dict[str, Any]] = [
+    {}, {"weight": WEIGHT}, {"label_smoothing": 0.2}, {"ignore_index": 1}, {"ignore_index": 1, "weight": WEIGHT},
+    {"weight": WEIGHT, "label_smoothing": 0.2, "ignore_index": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(o) or "plain")
+def test_cross_entropy_is_torchs(options: dict[str, Any]) -> None:
+    logits, y = torch.randn(7, CLASSES, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1, 2, 2])
+    labels = Labels(CLASSES, **options)
+    torch.testing.assert_close(labels.cross_entropy(logits, y), F.cross_entropy(logits, y, **options))
+    wide = torch.randn(7, 3, CLASSES, dtype=torch.float64)
+    per_token = y[:, None].expand(7, 3)
+    expected = F.cross_entropy(wide.movedim(2, 1), per_token, **options)
+    torch.testing.assert_close(labels.cross_entropy(wide, per_token), expected)
+    torch.testing.assert_close(labels.cross_entropy(wide.movedim(2, 1), per_token), expected)
+    if "ignore_index" not in options:
+        soft = torch.rand(7, CLASSES, dtype=torch.float64).softmax(1)
+        torch.testing.assert_close(labels.cross_entropy(logits, soft), F.cross_entropy(logits, soft, **options))
+
+
+def test_no_labelled_row_is_a_loss_of_zero_with_a_gradient_of_zero() -> None:
+    logits = torch.randn(3, CLASSES, requires_grad=True)
+    loss = Labels(CLASSES).cross_entropy(logits, torch.full((3,), -100))
+    loss.backward()
+    assert loss == 0.0 and logits.grad.abs().max() == 0.0
+    assert Labels(CLASSES).mean(torch.ones(3), torch.full((3,), -100)) == 0.0
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["even", "weighted"])
+def test_the_mean_weighs_rows_by_class_and_leaves_unlabelled_ones_out(weight: Tensor | None) -> None:
+    losses, y = torch.tensor([1.0, 10.0, 100.0, 7.0], dtype=torch.float64), torch.tensor([1, 3, -100, 1])
+    by_hand = (2 * 1 + 4 * 10 + 2 * 7) / 8 if weight is not None else (1 + 10 + 7) / 3
+    assert float(Labels(CLASSES, weight=weight).mean(losses, y)) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_onehot_index_and_valid() -> None:
+    labels, y = Labels(3, ignore_index=9), torch.tensor([2, 9, 0])
+    assert labels.onehot(y).tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert labels.index(y).tolist() == [2, 0, 0] and labels.valid(y).tolist() == [True, False, True]
+    soft = torch.tensor([[0.2, 0.8, 0.0]])
+    assert labels.onehot(soft) is soft and labels.index(soft).tolist() == [1] and labels.soft(soft)
+
+
+@pytest.mark.parametrize(
+    "labels,y,error",
+    [
+        (Labels(3), torch.tensor([0, 3]), LabelError),
+        (Labels(3), torch.tensor([0, -1]), LabelError),
+        (Labels(3), torch.tensor([True]), LabelError),
+        (Labels(3), torch.zeros(2, 4), ShapeError),
+        (Labels(3), torch.tensor([], dtype=torch.long), ShapeError),
+        (Labels(None), torch.tensor([1, 2]), LabelError),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(labels: Labels, y: Tensor, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        labels.check(y)
+
+
+def made(objective: Any, labels: Labels, width: int = 5, target: tuple[int, ...] = ()) -> Any:
+    objective.bind(Spec((width,), dtype=torch.float64, target=target), labels)
+    return objective
+
+
+@pytest.mark.parametrize("make", [Head, TargetFeedback, Goodness], ids=lambda m: m.__name__)
+def test_an_objective_counts_labelled_rows_by_weight(make: Any) -> None:
+    """The same loss on the labelled rows alone, and on rows repeated by their weight."""
+    y = torch.tensor([0, -100, 1, 1, -100, 3])
+    has = y != -100
+    torch.manual_seed(1)
+    plain = made(make(), Labels(CLASSES))
+    torch.manual_seed(1)
+    weighted = made(make(), Labels(CLASSES, weight=torch.tensor([1.0, 2.0, 1.0, 1.0], dtype=torch.float64)))
+    h = torch.randn(12, 5, dtype=torch.float64)
+    if hasattr(plain, "linear"):
+        weighted.linear.weight.data.normal_()
+        plain.load_state_dict(weighted.state_dict())
+
+    def loss(objective: Any, rows: Tensor) -> Tensor:
+        both = torch.cat(
+            [h[:6][rows], h[6:][rows]]
+        )  # goodness reads positives and negatives, the others the first half
+        view = View(h=h[:6][rows], t=both, context=Target(y[rows]))
+        return objective(view)
+
+    all_rows = torch.arange(6)
+    torch.testing.assert_close(loss(plain, all_rows), loss(plain, all_rows[has]), rtol=1e-12, atol=0)
+    twice = torch.tensor([0, 2, 2, 3, 3, 5])
+    torch.testing.assert_close(loss(weighted, all_rows), loss(plain, twice), rtol=1e-12, atol=0)
+    assert abs(float((loss(weighted, all_rows) - loss(plain, all_rows)).detach())) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["labels", "soft", "values"])
+def test_target_feedback_is_the_gradient_it_says(kind: str) -> None:
+    h = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    y = {
+        "labels": torch.tensor([0, 1, 2, 3, 3, 1]),
+        "soft": torch.rand(6, CLASSES, dtype=torch.float64),
+        "values": torch.randn(6, CLASSES, dtype=torch.float64),
+    }[kind]
+    labels = Labels(None if kind == "values" else CLASSES)
+    objective = made(TargetFeedback(), labels, target=(CLASSES,) if kind == "values" else ())
+    loss = objective(View(h=h, context=Target(y)))
+    target = F.one_hot(y, CLASSES).double() if kind == "labels" else y
+    torch.testing.assert_close(torch.autograd.grad(loss, h)[0], target @ objective.feedback / 6, rtol=1e-12, atol=0)
+    assert objective.feedback.abs().max() <= (6 / 5) ** 0.5 and not list(objective.parameters())
