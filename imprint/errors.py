@@ -90,7 +90,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     "did you mean 'sigprop'? There are: local_ce, sigprop"
     """
     names = sorted(filter(None, choices))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
     more = f", and {len(names) - 24} more" if len(names) > 24 else ""
     there = f"There are: {', '.join(names[:24]) if names else 'none'}{more}"
     return f"did you mean {' or '.join(map(repr, near))}? {there}" if near else there

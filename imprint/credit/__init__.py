@@ -10,3 +10,5 @@ from .protocol import Unit as Unit
 from .protocol import detach as detach
 from .protocol import eager as eager
 from .protocol import functional as functional
+from .window import Unrolled as Unrolled
+from .window import Window as Window

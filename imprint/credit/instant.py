@@ -22,6 +22,7 @@ class Instant:
     """
 
     updates: ClassVar[tuple[str, ...]] = ("tick", "k", "rollout")
+    block: ClassVar[int | None] = 1
 
     def init(self, unit: Unit, p: Params, state: Tree, x: Tree) -> Params:
         """An empty sum."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ def detach(tree: Tree) -> Tree:
     >>> detach((torch.ones(1, requires_grad=True), None))
     (tensor([1.]), None)
     """
+    kind = type(tree)
+    if kind is Tensor:
+        return tree.detach()
+    if kind is dict:  # by hand: once a tick, a general tree walk would cost more than the arithmetic
+        return {k: detach(v) for k, v in tree.items()}
+    if kind is tuple:
+        return tuple([detach(v) for v in tree])
     return tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, tree)
 
 
@@ -36,7 +43,7 @@ def eager(f: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> tuple[P
         loss, aux = f(params)
     trained = {k: p for k, p in params.items() if p.requires_grad}
     grads: tuple[Tensor | None, ...] = (None,) * len(trained)
-    if loss.requires_grad:
+    if trained and loss.requires_grad:
         grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     return {k: g for k, g in zip(trained, grads, strict=True) if g is not None}, loss.detach(), detach(aux)
 
@@ -84,8 +91,13 @@ class Unit(Protocol):
         """The local objective, a scalar."""
 
 
+@runtime_checkable
 class Credit(Protocol):
     """Who is responsible: folds ticks into `carry`, and `carry` into gradients."""
+
+    @property
+    def block(self) -> int | None:
+        """Ticks after which the past is a constant; None: the whole rollout is one block."""
 
     @property
     def updates(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -55,7 +55,18 @@ class Samples:
         return tree_map(one, tree)
 
 
-def batches(source: Source, batch_size: int, generator: torch.Generator | None = None) -> Iterable[Any]:
+class Around:
+    """Batches that are made of other batches: where those keep their random numbers, these do."""
+
+    source: Iterable[Any]
+
+
+def batches(
+    source: Source,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    collate_fn: Callable[..., Any] | None = None,
+) -> Iterable[Any]:
     """What to go through for one epoch; it can be gone through again.
 
     Args:
@@ -63,6 +74,7 @@ def batches(source: Source, batch_size: int, generator: torch.Generator | None =
             over again. With batches, the other arguments say nothing.
         batch_size: of tensors and Datasets.
         generator: shuffles tensors and Datasets; None keeps the order.
+        collate_fn: makes a batch of a Dataset's samples; None: torch's own.
 
     Raises:
         ArgumentError: it can be gone through only once, or is none of these.
@@ -73,9 +85,10 @@ def batches(source: Source, batch_size: int, generator: torch.Generator | None =
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Tensor):
         return Samples(source[0], source[1], batch_size, generator)
     if isinstance(source, IterableDataset):
-        return DataLoader(source, batch_size)
+        return DataLoader(source, batch_size, collate_fn=collate_fn)
     if isinstance(source, Dataset):
-        return DataLoader(source, batch_size, shuffle=generator is not None, generator=generator)
+        shuffle = generator is not None
+        return DataLoader(source, batch_size, shuffle=shuffle, generator=generator, collate_fn=collate_fn)
     if isinstance(source, Tensor | dict) or not isinstance(source, Iterable):
         raise ArgumentError(
             "batches", "this is no source of batches", expected="(x, y), a Dataset or a DataLoader",
@@ -127,6 +140,8 @@ def length(source: Iterable[Any]) -> int | None:
 
 def parts(source: Iterable[Any]) -> list[Any]:
     """What of a loader may hold a generator or count epochs: itself, its samplers, its dataset."""
+    if isinstance(source, Around):
+        return [source, *parts(source.source)]
     if not isinstance(source, DataLoader):
         return [source]
     inner = getattr(source.batch_sampler, "sampler", None)

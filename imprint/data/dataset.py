@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-
-UNLABELLED = -100  # torch's ignore_index
+from .checks import check_finite, check_labels, check_lengths, flaw, valid_ticks
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -107,9 +106,7 @@ class Data:
         return replace(self, **tensors)
 
     def _error(self, what: str, expected: object, got: object = None, fix: object = None) -> DataError:
-        return DataError(
-            repr(self.name), what, expected=expected, got=got, fix=fix or "repair the data; see DATASETS.md"
-        )
+        return flaw(repr(self.name), what, expected, got, fix)
 
     def _check(self, split: str, x: Tensor, y: Tensor, length: Tensor | None) -> None:
         """Refuse a split that does not hold together."""
@@ -117,38 +114,13 @@ class Data:
             raise self._error(f"{split}/x holds no samples", "[N, ...] with N >= 1", list(x.shape))
         if y.dim() == 0 or len(y) != len(x):
             raise self._error(f"{split}/x and {split}/y differ in number", f"{len(x)} labels", f"shape {list(y.shape)}")
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise self._error(f"{split}/x has NaN or infinite values", "finite numbers")
-        self._check_labels(split, y)
-        if length is None:
-            return
-        if length.is_floating_point() or length.shape != x.shape[:1]:
-            raise self._error(
-                f"{split}/length is not one integer a sample", [len(x)], f"{length.dtype} {list(length.shape)}"
-            )
-        if length.min() < 1 or length.max() > x.shape[1]:
-            span = f"{length.min().item()} .. {length.max().item()}"
-            raise self._error(f"{split}/length is outside the sequences", f"1 .. {x.shape[1]}", span)
-
-    def _check_labels(self, split: str, y: Tensor) -> None:
-        """Refuse labels that `num_classes` cannot mean."""
-        if y.is_floating_point():
-            if not torch.isfinite(y).all():
-                raise self._error(f"{split}/y has NaN or infinite values", "finite numbers")
-            if self.num_classes and (y.dim() < 2 or y.shape[-1] != self.num_classes):
-                expected = f"[N, {self.num_classes}] probabilities, integers, or num_classes=0 for a regression"
-                raise self._error(f"{split}/y is not what {self.num_classes} classes need", expected, list(y.shape))
-            return
-        if not self.num_classes:
-            raise self._error(
-                f"{split}/y is made of integers, num_classes is 0", "num_classes >= 1, or floating targets"
-            )
-        labels = y[y != UNLABELLED] if y.dtype in (torch.int16, torch.int32, torch.int64) else y
-        if labels.numel() and (labels.min() < 0 or labels.max() >= self.num_classes):
-            span = f"{labels.min().item()} .. {labels.max().item()}"
-            raise self._error(f"{split}/y is out of range", f"0 .. {self.num_classes - 1}, or {UNLABELLED}", span)
+        where = repr(self.name)
+        check_finite(where, f"{split}/x", x)
+        check_labels(where, f"{split}/y", y, self.num_classes)
+        if length is not None:
+            check_lengths(where, f"{split}/length", length, *x.shape[:2])
 
 
 def _valid(x: Tensor, length: Tensor) -> Tensor:
     """``[N, T]``: which steps are no padding."""
-    return torch.arange(x.shape[1], device=x.device) < length.to(x.device)[:, None]
+    return valid_ticks(x.shape[1], length.to(x.device))

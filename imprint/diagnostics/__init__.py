@@ -2,6 +2,10 @@
 
 from .alignment import backprop_gradients as backprop_gradients
 from .alignment import cosine as cosine
+from .gradient_plot import plot_gradient_heatmap as plot_gradient_heatmap
+from .gradient_summary import Gradient as Gradient
+from .gradient_summary import GradientSummary as GradientSummary
+from .gradient_watcher import GradientWatcher as GradientWatcher
 from .isolation import audit_isolation as audit_isolation
 from .isolation_report import Boundary as Boundary
 from .isolation_report import IsolationReport as IsolationReport

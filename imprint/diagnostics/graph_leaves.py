@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,13 +41,47 @@ def tensors_in(tree: Any) -> list[Tensor]:
     >>> len(tensors_in({"a": torch.ones(1), "b": [types.SimpleNamespace(c=torch.ones(2))]}))
     2
     """
-    found = []
-    for v in tree_flatten(tree)[0]:
+    plain = [v for v in tree_flatten(tree)[0] if isinstance(v, Tensor)]
+    return plain + [v for _, v in hidden_tensors(tree)]
+
+
+def hidden_tensors(tree: Any) -> list[tuple[str, Tensor]]:
+    """Tensors inside objects that torch does not look into, each with the name of the outermost object's class.
+
+    >>> import torch, types
+    >>> class Output(dict):
+    ...     pass
+    >>> [(name, v.shape) for name, v in hidden_tensors([torch.ones(1), Output(h=[torch.ones(2)])])]
+    [('Output', torch.Size([2]))]
+    """
+    found: list[tuple[str, Tensor]] = []
+    seen: set[int] = set()
+
+    def visit(v: Any, name: str, depth: int) -> None:
         if isinstance(v, Tensor):
-            found.append(v)
-        elif not isinstance(v, nn.Module | type):
-            found += [w for w in getattr(v, "__dict__", {}).values() if isinstance(w, Tensor)]
+            found.append((name, v))
+        elif depth and id(v) not in seen:
+            seen.add(id(v))
+            for held in _held(v):
+                for w in tree_flatten(held)[0]:
+                    visit(w, name, depth - 1)
+
+    for v in tree_flatten(tree)[0]:
+        if not isinstance(v, Tensor):
+            visit(v, type(v).__name__, 4)
     return found
+
+
+def _held(v: Any) -> list[Any]:
+    """What an object holds: its attributes, and its items if it is a collection."""
+    if v is None or isinstance(v, PLAIN):
+        return []
+    items = list(v.values()) if isinstance(v, Mapping) else list(v) if isinstance(v, Collection) else []
+    slots = [getattr(v, name, None) for cls in type(v).__mro__ for name in cls.__dict__.get("__slots__", ())]
+    return [*items, *slots, *getattr(v, "__dict__", {}).values()]
+
+
+PLAIN = (bool, int, float, complex, str, bytes, type, nn.Module, ModuleType, FunctionType)
 
 
 def keeper(leaf: Tensor, modules: Iterable[tuple[str, nn.Module]]) -> str:

@@ -117,12 +117,28 @@ def _draw(axes: Axes, metric: str, curves: Curves, units: list[str]) -> None:
     wide = metric == "loss" and drawn and max(drawn) > 20 * abs(min(drawn))  # losses of units may differ in kind
     if (metric in LOGARITHMIC or wide) and drawn and min(drawn) > 0:
         axes.set_yscale("log")
+        look_of: Any = _plain if max(drawn) > 5 * min(drawn) else "{x:g}"
+        axes.yaxis.set_major_formatter(look_of)
+        axes.yaxis.set_minor_formatter(look_of)
+    if metric in PERCENT:
+        low, high = axes.get_ylim()
+        high = max(high, 1.0)
+        axes.set_ylim(max(low, -0.03 * high), high)
     if metric == "alignment":
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", integer=True)
+
+
+def _plain(value: float, _position: int | None = None) -> str:
+    """A number on a logarithmic axis, if it is 1, 2 or 5 times a power of ten: more would not fit.
+
+    >>> _plain(0.5), _plain(2e-3), _plain(3.0)
+    ('0.5', '0.002', '')
+    """
+    return f"{value:g}" if f"{value:e}"[:8] in ("1.000000", "2.000000", "5.000000") else ""
 
 
 def _color(i: int, count: int) -> Any:
@@ -137,7 +153,12 @@ def _name_units(figure: Figure, panels: list[Axes], units: list[str]) -> None:
     many = len(units) > MOST_NAMES
     named = [name for name in ([] if many else units) + list(WHOLE) if name in lines]
     if named:
-        look: dict[str, Any] = {"frameon": False, "fontsize": "small", "title": None if many else "unit"}
+        look: dict[str, Any] = {
+            "frameon": False,
+            "fontsize": "small",
+            "handlelength": 3.2,
+            "title": None if many else "unit",
+        }
         figure.legend([lines[name] for name in named], named, loc="outside right upper", **look)
     if many:
         from matplotlib.cm import ScalarMappable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -28,20 +29,21 @@ def centered_cosine(z: Tensor, eps: float = 1e-8) -> Tensor:
     return (z @ z.T).clamp(-1, 1)
 
 
-def matching_error(z: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    r""":math:`\mathrm{mean}_{ij}(S(z)_{ij} - S(Y)_{ij})^2` over pairs of valid rows.
+def matching_error(z: Tensor, target: Tensor, share: Tensor | None = None) -> Tensor:
+    r""":math:`\sum_{ij} s_i s_j (S(z)_{ij} - S(Y)_{ij})^2 / (\sum_i s_i)^2`: the mean over pairs of rows.
 
-    Shape: z ``[B, ...]``; target ``[B, C]`` one-hot or soft; valid ``[B]`` bool.
+    Shape: z ``[B, ...]``; target ``[B, C]`` one-hot or soft; share ``[B]``, the weight s of each row, 0 without a
+    label; None is 1 for all.
 
     >>> import torch
     >>> matching_error(torch.eye(2), torch.eye(2)).item()
     0.0
     """
     error = (centered_cosine(z) - centered_cosine(target.to(z.dtype))).square()
-    if valid is None:
+    if share is None:
         return error.mean()
-    pairs = (valid[:, None] & valid[None, :]).to(error.dtype)
-    return (error * pairs).sum() / pairs.sum().clamp_min(1)
+    share = share.to(error.dtype)
+    return (share @ error @ share) / share.sum().square().clamp_min(torch.finfo(error.dtype).tiny)
 
 
 def sample_features(z: Tensor, channels_last: bool) -> Tensor:

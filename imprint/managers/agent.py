@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..credit import Tree, detach
-from ..errors import DtypeError, ImprintError, ShapeError, StateError
+from ..errors import StateError
 from ..objectives import Target
 from ..propagators import Propagator
 from ..propagators.layer import OBJECTIVE, Call, LayerUnit, Remembered
 from ..rules import Rule
+from .explain import Failed
+from .hidden import check_hidden, check_returned
 from .intercept import Attached, Follower, tensors_in
-
-SIZES = re.compile(r"shape|size|dimension|channels|elements|features|length")
 
 
 class Phase:
@@ -131,8 +130,10 @@ class LayerAgent:
             return self.unit.call(self.prop.params, call)
 
     def _probe(self, call: Call) -> Tree:
-        if not self.calls and self.unit.objective.needs_context:
+        if not self.calls and self.sample is None and self.unit.objective.needs_context:
             self.sample = Call(_copy(call.args), _copy(call.kwargs))
+        if not self.open:
+            check_hidden(f"unit {self.prop.name!r}", "it is given", (call.args, call.kwargs))
         for v in tree_flatten((call.args, call.kwargs))[0]:
             if isinstance(v, Tensor):
                 self.phase.handed.append((self, "input_changes", v, v._version))
@@ -152,7 +153,10 @@ class LayerAgent:
             self.phase.handed.append((self, "output_changes", out, out._version))
             return out
 
-        return tree_map(leaf, self._off(call))
+        again = Call(_copy(call.args), _copy(call.kwargs))
+        out = self._off(call)
+        check_returned(f"unit {self.prop.name!r}", out, lambda: self.unit.call(self.prop.params, again))
+        return tree_map(leaf, out)
 
     def _context(self, call: Call) -> Tree:
         objective = self.unit.objective
@@ -240,31 +244,10 @@ class LayerAgent:
         return remembered
 
     def _explain(self, error: Exception, args: Any, kwargs: Any) -> None:
-        """Name the unit in torch's complaint, if sizes differ from those at bind or precision from its weights'."""
-        where = f"unit {self.prop.name!r}"
-        if isinstance(error, ImprintError):
-            locate(error, where)
-            return
-        tensors = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)]
-        got, first = tuple(v.shape for v in tensors), next((v for v in tensors if v.is_floating_point()), None)
-        own = self.unit.weights()[0].dtype
-        if first is not None and first.dtype != own and "type" in str(error):
-            raise DtypeError(
-                where, "its input has another precision than its weights", expected=own, got=first.dtype,
-                fix=f"x.to({own}), or cast the model: model.to({first.dtype})",
-            ) from error  # fmt: skip
-        if SIZES.search(str(error)) and self.seen and [s[1:] for s in got] != [s[1:] for s in self.seen]:
-            raise ShapeError(
-                where, "its input does not fit", expected=[("batch", *s[1:]) for s in self.seen],
-                got=[tuple(s) for s in got],
-                fix="feed what the model was bound with; torch says: " + str(error).split("\n")[0],
-            ) from error  # fmt: skip
-
-
-def locate(error: ImprintError, where: str) -> None:
-    """Say which unit an error is about, if it does not."""
-    if "unit " not in error.where:
-        error.where = f"{where}, {error.where}"
+        """Name the unit in a complaint of torch's about what it was given."""
+        seen = self.seen if self.expected else None
+        own, context = self.unit.weights()[0].dtype, self.phase.name == "context"
+        Failed(self.prop.name, tuple(tensors_in((args, kwargs))), own, seen, self.calls > 0, context).explain(error)
 
 
 _FORGOTTEN = Remembered(Call((), {}))

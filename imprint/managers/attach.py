@@ -9,13 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from ..credit import Credit
 from ..errors import ArgumentError, CoverageError, StateError, UnknownNameError, did_you_mean
+from ..graph import Graph
 from ..monitors.metric import Metric, make_metrics
 from ..objectives import Labels, Objective
 from ..propagators import Propagator
 from ..propagators.layer import LayerUnit
+from ..protos.auto import Auto
+from ..rules import resolve
 from .agent import LayerAgent, Phase
 from .assignment import Assignment, Layers, assign, options_of
+from .attach_graph import attach_graph
 from .context import context_pass
 from .coverage import check_disjoint
 from .intercept import AGENT, Attached, Follower, detach, intercept
@@ -26,9 +31,11 @@ from .tree import excluded, parents
 
 
 def attach(
-    model: nn.Module,
-    rule: Assignment = "sigprop",
+    model: Any,
+    rule: Assignment | None = None,
     *,
+    credit: Credit | None = None,
+    update: Any = Auto,
     num_classes: int | None = None,
     labels: Labels | None = None,
     layers: Layers = None,
@@ -44,16 +51,22 @@ def attach(
     strict: bool = True,
     example: Any = None,
     **options: Any,
-) -> Manager:
+) -> Any:
     """Make every layer of `model` learn by `rule` while data flows forward; the model itself stays as it is.
 
     Units are the layers that `rule` applies to. What enters and leaves a unit is cut from the graph; each learns from
     its own objective with its own optimizer, inside ``manager.step(x, y)`` and nowhere else. Parameters outside all
     units that the output depends on learn from the task loss; if there are none, the unit nearest to the output does.
 
+    With a :class:`imprint.Graph` every module learns while the graph rolls forward (rules ``local``, ``local_ce``,
+    ``predict_input``, ``sigprop``, ``backprop``): see :class:`imprint.managers.GraphManager`.
+
     Args:
-        model: any torch model that is not wrapped by DDP, ``torch.compile`` or TorchScript.
-        rule: a name (see ``imprint.rules.registry``), a Rule, or ``{pattern of module paths: rule}``.
+        model: any torch model that is not wrapped by DDP, ``torch.compile`` or TorchScript; or a graph.
+        rule: a name (see ``imprint.rules.registry``), a Rule, or ``{pattern of module paths: rule}``; ``"sigprop"`` for
+            models and ``"local"`` for graphs by default.
+        credit: of a graph: ``Instant()`` (by default), ``Window(k)`` or ``Unrolled()``.
+        update: of a graph: ``"tick"``, a number of ticks, ``"rollout"``; Auto is the credit's own.
         num_classes: of the labels; None reads it off the model's output, or means regression for floating targets.
         labels: the same with class weights, ``ignore_index`` and label smoothing.
         layers: a regex (matched in full; the outermost match wins), a list of paths, ``f(path, module) -> bool``; None
@@ -85,9 +98,29 @@ def attach(
     >>> type(manager.detach()) is nn.Sequential
     True
     """
+    if isinstance(model, Graph):
+        given = {
+            "labels": labels, "layers": layers, "exclude": exclude or None, "signal": signal, "context_at": context_at,
+            "task_loss": task_loss, "example": example, "accumulate": None if accumulate == 1 else accumulate,
+            "strict": None if strict else strict,
+        }  # fmt: skip
+        _refuse("attach to a graph", given, "they are for layers of a model")
+        made_rule = resolve(rule or "local", **options)  # type: ignore[arg-type]
+        _check_numbers(accumulate=1, grad_clip=grad_clip, num_classes=num_classes)
+        _check_builders(optimizer=optimizer, scheduler=scheduler)
+        return attach_graph(
+            model, made_rule, credit=credit, update=update, num_classes=num_classes, optimizer=optimizer,
+            scheduler=scheduler, grad_clip=grad_clip, metrics=make_metrics(monitors),
+        )  # fmt: skip
+    rule = "sigprop" if rule is None else rule
     _check_model(model)
+    _refuse("attach to layers", {"credit": credit, "update": None if update is Auto else update}, "they are for graphs")
     _check_options(rule, options)
     _check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes)
+    _check_builders(optimizer=optimizer, scheduler=scheduler, task_loss=task_loss)
+    if signal is not None and not isinstance(signal, nn.Module):
+        example_signal = "signal=nn.Linear(num_classes, numel of the input)"
+        raise ArgumentError("attach", "signal= is no module", got=repr(signal), fix=example_signal)
     if labels is not None and num_classes is not None and labels.num_classes not in (None, num_classes):
         raise ArgumentError("attach", "num_classes contradicts labels", expected=labels.num_classes, got=num_classes)
     meaning = labels or Labels()
@@ -97,6 +130,9 @@ def attach(
     left_out = excluded(model, exclude)
     assigned = assign(model, rule, layers, left_out, **options)
     for each in assigned:
+        if "layers" not in each.rule.worlds:
+            fix = "build an imprint.Graph, or choose another rule"
+            raise ArgumentError("attach", f"rule {each.rule.name!r} is for graphs", got=type(model).__name__, fix=fix)
         _check_layer(model, each.paths)
     context = context_pass(assigned, signal, meaning, context_at)
     modules, phase = dict(model.named_modules(remove_duplicate=False)), Phase()
@@ -124,6 +160,15 @@ def attach(
         detach(model)
         raise
     return manager
+
+
+def _refuse(where: str, given: dict[str, Any], why: str) -> None:
+    """Refuse options of the other world."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ArgumentError(
+            where, f"options that have no meaning here: {', '.join(names)}", fix=f"leave them out; {why}"
+        )
 
 
 def _intercept(agent: LayerAgent, followers: dict[int, Follower]) -> None:
@@ -196,7 +241,23 @@ def _check_options(rule: Assignment, options: dict[str, Any]) -> None:
 
 def _check_numbers(accumulate: Any, grad_clip: Any, num_classes: Any) -> None:
     for name, value in (("accumulate", accumulate), ("num_classes", num_classes)):
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise ArgumentError("attach", f"{name}= must be a whole number from 1", got=value)
-    if grad_clip is not None and not grad_clip > 0:
-        raise ArgumentError("attach", "grad_clip= must be positive", got=grad_clip)
+        if value is not None and (isinstance(value, bool) or not (isinstance(value, int) and value >= 1)):
+            raise ArgumentError("attach", f"{name}= must be a whole number from 1", got=repr(value), fix=f"{name}=10")
+    if grad_clip is not None and not (isinstance(grad_clip, int | float) and grad_clip > 0):
+        raise ArgumentError("attach", "grad_clip= must be positive", got=repr(grad_clip), fix="grad_clip=1.0")
+
+
+BUILDERS = {
+    "optimizer": "lambda params: torch.optim.Adam(params, 5e-4)",
+    "scheduler": "lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 10)",
+    "task_loss": "lambda output, y: torch.nn.functional.cross_entropy(output, y)",
+}
+
+
+def _check_builders(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise ArgumentError(
+                "attach", f"{name}= is not callable", expected="a function", got=repr(value).split("\n")[0],
+                fix=f"{name}={BUILDERS[name]}",
+            )  # fmt: skip

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..errors import ImprintError, StateError
 from ..objectives import Spec
 from ..rules import Backprop
-from .agent import locate
 from .coverage import check_disjoint
 from .examine import classes_of as classes_of
 from .examine import examine
+from .explain import locate
 from .options import Inputs
 from .place import remember
 

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..credit import Params, Tree, detach
-from ..errors import ArgumentError, CoverageError, DtypeError, ShapeError, UnknownNameError, did_you_mean
+from ..errors import (
+    ArgumentError,
+    CoverageError,
+    DtypeError,
+    NonFiniteError,
+    ShapeError,
+    UnknownNameError,
+    did_you_mean,
+)
 from ..objectives import Labels, Objective, Spec, Target, View
 from ..propagators import Propagator
 from ..propagators.layer import borrowed_buffers
@@ -101,6 +109,7 @@ class ContextPass:
                 expected="a floating input", got=[str(v.dtype) for v in inputs.leaves() if isinstance(v, Tensor)],
                 fix="leave out learned=True and signal=; integer inputs get one fixed random sequence a class",
             )  # fmt: skip
+        _check_finite(inputs)
         record = {"inputs": self.stream.describe(_tree(inputs), dims, classes, width)}
         if isinstance(self.stream, ClassContext) and self.stream.project is not None:
             _check_signal(self.stream.project, inputs, record["inputs"]["leaves"], width)
@@ -193,6 +202,17 @@ def context_pass(units: list[Assigned], signal: nn.Module | None, labels: Labels
             fix="leave out context_at=, or leave out signal= and learned=True",
         )  # fmt: skip
     return ContextPass(stream, rule, labels, at)
+
+
+def _check_finite(inputs: Inputs) -> None:
+    """Refuse to make context inputs with the mean and the spread of NaN."""
+    for v in inputs.leaves():
+        if isinstance(v, Tensor) and v.is_floating_point() and bool((v.isnan() | (v == torch.inf)).any()):
+            raise NonFiniteError(
+                "the input", "it is not finite, and context inputs are made like the first batch",
+                expected="finite numbers (-inf in a mask)", got=f"NaN or inf in {tuple(v.shape)}",
+                fix="check the data; nothing is bound yet",
+            )  # fmt: skip
 
 
 def _check_signal(project: nn.Module, inputs: Inputs, leaves: list[dict[str, Any]], width: int) -> None:

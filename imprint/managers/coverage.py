@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ..errors import CoverageError, ImprintError
 from ..propagators.layer import borrowed_buffers, primary
 from .agent import LayerAgent, Phase
+from .hidden import check_hidden
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ def look(model: nn.Module, phase: Phase, inputs: Any) -> Sight:
         with torch.random.fork_rng(devices), borrowed_buffers([model]), whole_calls(), torch.enable_grad():
             with phase.during("probe"):
                 out = model(*args, **kwargs)
+                check_hidden("the model's output", "it holds", out)
                 for agent, what, v, version in phase.handed:
                     if v._version != version:
                         setattr(agent, what, True)
                 return Sight(out, phase.leaves, {a.prop.name: a.calls for a in phase.agents})
     except (RuntimeError, ValueError, IndexError) as error:
-        if not isinstance(error, ImprintError):
+        if not isinstance(error, ImprintError) or error.__cause__ is not None:  # torch complained
             check_joined(phase, error)  # a joined layer that ran too early is the likelier cause
         raise
     finally:
@@ -101,9 +103,13 @@ def check_joined(phase: Phase, error: Exception | None = None) -> None:
             if follower.waiting:
                 raise CoverageError(
                     f"unit {agent.prop.name!r}", f"the model does not always run {path!r} next, on what it emits",
-                    got=None if error is None else f"{type(error).__name__}: " + str(error).split("\n")[0],
+                    got=None if error is None else _first_line(error.__cause__ or error),
                     fix=f"name the layers, so that none joins another: layers=[{agent.prop.name!r}, ...]",
                 ) from error  # fmt: skip
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: " + str(error).split("\n")[0]
 
 
 @contextmanager

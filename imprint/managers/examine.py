@@ -79,7 +79,7 @@ def _labels(manager: Manager, sight: Sight, y: Tensor | None) -> Labels:
                 expected="two classes or more, or floating targets", got=y.dtype,
                 fix="y.float() for values; or num_classes= and a task_loss= that reads one channel",
             )  # fmt: skip
-    if labels.weight is not None and labels.weight.numel() != labels.num_classes:
+    if labels.weight is not None and labels.num_classes not in (None, labels.weight.numel()):
         raise ShapeError(
             "bind", "the class weights do not fit", expected=f"{labels.num_classes} weights", got=labels.weight.numel(),
             fix="Labels(num_classes, weight=...) with one weight a class",

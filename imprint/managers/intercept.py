@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
+from ..graph import Graph
+
 
 class Agent(Protocol):
     """What an attached layer calls instead of its forward."""
@@ -101,9 +103,13 @@ def release(module: nn.Module) -> None:
 def detach(model: nn.Module) -> nn.Module:
     """Give every attached layer of `model` its own class back; returns `model`. For when its manager is out of reach.
 
+    A graph is detached as by its manager.
+
     >>> detach(nn.Linear(1, 1))
     Linear(in_features=1, out_features=1, bias=True)
     """
+    if isinstance(model, Graph):
+        return model if model.manager is None else model.manager.detach()
     for module in model.modules():
         release(module)
     return model

@@ -99,6 +99,8 @@ class Manager:
             StateError: the model is in eval mode, or gradients are off.
             LabelError, ShapeError: the batch does not fit; nothing was changed.
             NonFiniteError: names the unit; its weights are as they were.
+
+        A step that fails leaves what ``accumulate=`` gathered before it as it was: the next batch takes its place.
         """
         inputs = Inputs.of(x)
         self._check_batch(inputs, y)
@@ -110,17 +112,19 @@ class Manager:
         follow(self)
         if y is not None and y.device.type == "cpu" and not self.options.labels.valid(y).any():
             y = None
+        before = [(prop, prop.carry, prop.ticks) for prop in self.propagators.values()]
         self.gathered += 1
         due = self.gathered >= self.options.accumulate
         try:
             for probe in self.probes.values():
                 probe.started(self, x, y)
             with restored_on_error(self.stateful):
-                output = self._learn(inputs, y, 1 / self.gathered if due else None)
+                # what earlier batches gathered is spent only once this one is through: units then step at the end
+                output = self._learn(inputs, y, 1.0 if due and self.gathered == 1 else None)
                 if due:
                     self.update()
         except BaseException:
-            self._forget()
+            self._take_back(before)
             raise
         self.steps += 1
         return output
@@ -151,10 +155,14 @@ class Manager:
 
     def update(self) -> None:
         """Step whatever has gathered gradient: called by :meth:`step` every ``accumulate`` batches."""
-        if self.gathered:
+        batches, self.gathered = self.gathered, 0
+        try:
+            for prop in self.propagators.values() if batches else ():
+                prop.update(1 / batches)
+        except BaseException:  # an optimizer's own trouble: some have stepped, so the rest cannot be kept
             for prop in self.propagators.values():
-                prop.update(1 / self.gathered)
-        self.gathered = 0
+                prop.reset()
+            raise
 
     def step_schedulers(self, *metric: float) -> None:
         """Step every unit's learning-rate schedule; `metric` is passed on.
@@ -274,8 +282,11 @@ class Manager:
         if self.bound is not None:
             check_target(y, self.options.labels, tuple(self.bound["target"]))
 
-    def _forget(self) -> None:
-        self.gathered = 0
+    def _take_back(self, before: list[tuple[Propagator, Any, int]]) -> None:
+        """Forget a batch that failed; what was gathered before it stays."""
         self.phase.forget()
-        for prop in self.propagators.values():
-            prop.reset()
+        if not self.gathered:  # the update itself failed, and nothing is left
+            return
+        self.gathered -= 1
+        for prop, carry, ticks in before:
+            prop.carry, prop.ticks = carry, ticks

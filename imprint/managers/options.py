@@ -45,23 +45,36 @@ class Options:
         """
         prop.params, prop.grad_clip = params, self.grad_clip
         learned = [p for p in params.values() if p.requires_grad]
-        made = (self.optimizer or rule.optimizer)(learned) if learned else None
+        made = build_optimizer(f"optimizer= of unit {prop.name!r}", self.optimizer or rule.optimizer, learned)
         if made is None:
             prop.optimizers = []
             return []
-        if not isinstance(made, Optimizer) or isinstance(made, torch.optim.LBFGS):
-            raise ArgumentError(
-                f"optimizer= of unit {prop.name!r}", "not an optimizer that steps without a closure",
-                expected="lambda params: torch.optim.Adam(params, 5e-4)", got=type(made).__name__,
-            )  # fmt: skip
-        own = {id(p) for p in learned}
-        if any(id(p) not in own for g in made.param_groups for p in g["params"]):
-            raise ArgumentError(
-                f"optimizer= of unit {prop.name!r}", "it moves parameters of other units",
-                fix="use the list the builder is called with: lambda params: torch.optim.Adam(params, 5e-4)",
-            )  # fmt: skip
         prop.optimizers = [made]
         return [] if self.scheduler is None else [self.scheduler(made)]
+
+
+def build_optimizer(where: str, builder: OptimizerBuilder, learned: list[Tensor]) -> Optimizer | None:
+    """What `builder` makes of the parameters of one unit; None if it has none or shall not learn.
+
+    Raises:
+        ArgumentError: it returned something that cannot step one unit.
+    """
+    made = builder(learned) if learned else None
+    if made is None:
+        return None
+    if not isinstance(made, Optimizer) or isinstance(made, torch.optim.LBFGS):
+        raise ArgumentError(
+            where, "not an optimizer that steps without a closure",
+            expected="an Optimizer, or None", got=type(made).__name__,
+            fix="optimizer=lambda params: torch.optim.Adam(params, 5e-4)",
+        )  # fmt: skip
+    own = {id(p) for p in learned}
+    if any(id(p) not in own for g in made.param_groups for p in g["params"]):
+        raise ArgumentError(
+            where, "it moves parameters of other units",
+            fix="use the list the builder is called with: lambda params: torch.optim.Adam(params, 5e-4)",
+        )  # fmt: skip
+    return made
 
 
 @dataclass(frozen=True)
@@ -134,8 +147,9 @@ def check_target(y: Tensor, labels: Labels, bound: tuple[int, ...]) -> None:
     """Refuse targets of another shape than those at bind; how many labels a sample has may differ, not whether."""
     own = () if labels.soft(y) else tuple(y.shape[1:])
     if len(own) != len(bound) or (labels.num_classes is None and own != bound):
+        column = "y.argmax(1) turns one-hot rows" if own == (labels.num_classes,) else "y.flatten() turns a column"
         raise ShapeError(
             "the targets", "they have another shape than those it was bound with",
             expected=("batch", *bound), got=tuple(y.shape),
-            fix="y.flatten() turns a column of labels into labels; else attach anew for other targets",
+            fix=f"{column} into labels; else attach anew for other targets",
         )  # fmt: skip

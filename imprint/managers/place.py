@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..propagators import Propagator
 
@@ -43,10 +44,15 @@ def follow(manager: Manager) -> None:
 
 def _move_gathered(prop: Propagator) -> None:
     for optimizer in prop.optimizers:
-        optimizer.load_state_dict(optimizer.state_dict())  # casts its state to its weights' place
-        for p, state in optimizer.state.items():
-            for k, v in state.items():  # a fused optimizer walks weights and state by the same memory order
-                if isinstance(v, Tensor) and v.shape == p.shape and v.stride() != p.stride():
-                    state[k] = torch.empty_like(p).copy_(v)
+        move_state(optimizer)
     carry: dict[str, Tensor] = prop.carry or {}
     prop.carry = {k: g.to(prop.params[k]) for k, g in carry.items()} or None
+
+
+def move_state(optimizer: Optimizer) -> None:
+    """What an optimizer remembers goes where its weights are."""
+    optimizer.load_state_dict(optimizer.state_dict())  # casts its state to its weights' place
+    for p, state in optimizer.state.items():
+        for k, v in state.items():  # a fused optimizer walks weights and state by the same memory order
+            if isinstance(v, Tensor) and v.shape == p.shape and v.stride() != p.stride():
+                state[k] = torch.empty_like(p).copy_(v)

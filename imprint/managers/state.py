@@ -64,10 +64,16 @@ def check_optimizer(optimizer: Optimizer, saved: State, params: Params, where: s
     mine = optimizer_state(optimizer, params)
     check_keys(saved, set(mine), where)
     if saved["class"] != mine["class"]:
-        raise CheckpointError(where, "it was saved with another optimizer", expected=mine["class"], got=saved["class"])
+        raise CheckpointError(
+            where, "it was saved with another optimizer", expected=mine["class"], got=saved["class"],
+            fix="attach with the same optimizer=",
+        )  # fmt: skip
     here, there = ([sorted(g["params"]) for g in s["groups"]] for s in (mine, saved))
     if here != there:
-        raise CheckpointError(where, "its optimizer has other parameter groups", expected=here, got=there)
+        raise CheckpointError(
+            where, "its optimizer has other parameter groups", expected=here, got=there,
+            fix="attach with the same optimizer=",
+        )  # fmt: skip
     for name, state in saved["state"].items():
         if name not in params:
             raise CheckpointError(where, f"its optimizer has state of {name!r}", fix=did_you_mean(name, params))
@@ -75,7 +81,7 @@ def check_optimizer(optimizer: Optimizer, saved: State, params: Params, where: s
             if key in LIKE_WEIGHTS and isinstance(value, Tensor) and value.shape != params[name].shape:
                 raise CheckpointError(
                     where, f"{key!r} of {name!r} has another shape",
-                    expected=tuple(params[name].shape), got=tuple(value.shape),
+                    expected=tuple(params[name].shape), got=tuple(value.shape), fix="load another checkpoint",
                 )  # fmt: skip
 
 
@@ -116,7 +122,9 @@ def check_tensors(saved: Mapping[str, Any], mine: Mapping[str, Any], where: str)
         if not isinstance(value, Tensor):
             continue
         if not isinstance(other, Tensor):
-            raise CheckpointError(where, f"{key!r} is no tensor", got=type(other).__name__)
+            raise CheckpointError(
+                where, f"{key!r} is no tensor", got=type(other).__name__, fix="load another checkpoint"
+            )
         if value.shape != other.shape:
             raise CheckpointError(
                 where, f"{key!r} has another shape", expected=tuple(value.shape), got=tuple(other.shape),
@@ -125,5 +133,5 @@ def check_tensors(saved: Mapping[str, Any], mine: Mapping[str, Any], where: str)
         if value.dtype != other.dtype:
             raise CheckpointError(
                 where, f"{key!r} has another dtype", expected=value.dtype, got=other.dtype,
-                fix=f"manager.to({other.dtype}) before loading",
+                fix=f"put the model to {other.dtype} before loading: manager.to(…), or graph.to(…)",
             )  # fmt: skip

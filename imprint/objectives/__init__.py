@@ -1,6 +1,12 @@
 """What is wanted: local losses, and what targets mean."""
 
+from .container import Objectives as Objectives
+from .container import ParameterTerm as ParameterTerm
+from .container import Term as Term
 from .contrast import Contrast as Contrast
+from .declared import CrossEntropy as CrossEntropy
+from .declared import StateActivity as StateActivity
+from .declared import row_mean as row_mean
 from .feedback import TargetFeedback as TargetFeedback
 from .goodness import Goodness as Goodness
 from .goodness import goodness as goodness
@@ -13,3 +19,9 @@ from .objective import Target as Target
 from .objective import View as View
 from .similarity import Mix as Mix
 from .similarity import SimilarityMatching as SimilarityMatching
+from .targets import BatchKey as BatchKey
+from .targets import PortDrive as PortDrive
+from .targets import PortOutput as PortOutput
+from .targets import ShiftedInput as ShiftedInput
+from .targets import Targets as Targets
+from .targets import TargetSpec as TargetSpec

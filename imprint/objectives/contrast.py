@@ -26,6 +26,10 @@ class Contrast(Objective):
     These are the closed forms of the losses of :mod:`imprint.loss` for one context row a class; they equal them where
     all samples of a class have the same context output, that is without BatchNorm or dropout on the context.
 
+    ``v1`` is torch's cross entropy of z, the others are torch's of one logit a sample of the batch; so are class
+    weights and label smoothing: :math:`(1-\epsilon)L + \epsilon\,\mathrm{mean}_{ik}\,[-\log p_{ik}]` with the mean over
+    classes for ``v1``, over samples for the others.
+
     Args:
         kind: which of the four.
         similarity: ``"cosine"``, ``"dot"`` or ``"l2"``; see :func:`imprint.functional.similarity_logits`.
@@ -43,8 +47,10 @@ class Contrast(Objective):
         for what, value, choices in (("kind", kind, KINDS), ("similarity", similarity, SIMILARITIES)):
             if value not in choices:
                 raise ArgumentError("contrast", f"unknown {what}", expected=" | ".join(choices), got=value)
-        if temperature <= 0 or k < 1:
-            raise ArgumentError("contrast", "temperature and k must be positive", got=(temperature, k))
+        if not temperature > 0:
+            raise ArgumentError("contrast", "temperature must be positive", got=temperature)
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ArgumentError("contrast", "k must be a whole number from 1", got=k)
         self.kind, self.similarity, self.temperature, self.k = kind, similarity, temperature, k
 
     def bind(self, spec: Spec, labels: Labels) -> None:
@@ -65,17 +71,34 @@ class Contrast(Objective):
         """The contrast, averaged over labelled rows."""
         context, z = view.context, self.logits(view)
         assert context.y is not None and context.rows is not None
-        weighted = z + self._log_weight(context, z) if context.counts is not None else z
+        if self.kind == "v1" and context.distinct and self.labels.num_classes is not None:
+            return self.labels.cross_entropy(z, context.y)
+        log_weight = self._log_weight(context, z)
+        total = (z if log_weight is None else z + log_weight).logsumexp(1)
         if self.labels.soft(context.y) and context.distinct:
             positive = (z * context.y.to(z.dtype)).sum(1)
         else:
             positive = z.gather(1, context.rows[:, None])[:, 0]
-        losses = weighted.logsumexp(1) - positive
-        return self.labels.mean(losses * self._factor(context, z), context.y)
+        losses = (total - positive) * self._factor(context, z)
+        share = self.labels.share(context.y, losses)
+        summed = (losses * share).sum()
+        if self.labels.label_smoothing and log_weight is not None:
+            flat = self._flat(context.y, context.distinct, log_weight.exp(), total, z)
+            summed = torch.lerp(summed, flat, self.labels.label_smoothing)
+        return summed / share.sum().clamp_min(torch.finfo(z.dtype).tiny)
 
-    def _log_weight(self, context: Target, z: Tensor) -> Tensor:
-        """log w of each row. With a row a sample, each counts once, and v1 shares a class's one among its samples."""
-        assert context.counts is not None
+    def _flat(self, y: Tensor, distinct: bool, rows: Tensor, total: Tensor, z: Tensor) -> Tensor:
+        """What label smoothing adds: every context row a positive, as far as it counts; summed over samples."""
+        weighted = rows
+        if self.labels.weight is not None:
+            weighted = rows * (self.labels.weight.to(rows) if distinct else self.labels.share(y, rows))
+        losses = total * weighted.sum() - z @ weighted
+        return (losses * self.labels.valid(y)).sum() / rows.sum().clamp_min(torch.finfo(z.dtype).tiny)
+
+    def _log_weight(self, context: Target, z: Tensor) -> Tensor | None:
+        """log w of each row; None is 0. With a row a sample, each counts once; v1 shares a class's one among them."""
+        if context.counts is None:
+            return None
         counts = context.counts.to(z.dtype)
         if context.distinct:
             return torch.zeros_like(counts) if self.kind == "v1" else counts.log()

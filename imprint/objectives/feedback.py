@@ -34,6 +34,6 @@ class TargetFeedback(Objective):
         """The mean over labelled rows."""
         y = view.context.y
         assert y is not None
-        target = y if self.labels.num_classes is None else self.labels.onehot(y)
+        target = y if self.labels.num_classes is None else self.labels.smoothed(y)
         wanted = target.to(self.feedback.dtype).flatten(1 if target.dim() > 1 else 0).view(len(y), -1) @ self.feedback
         return self.labels.mean((view.h.flatten(1) * wanted).sum(1), y)

@@ -48,6 +48,12 @@ class Goodness(Objective):
             raise ArgumentError(
                 "goodness", "it needs class labels", expected="num_classes >= 2", got=labels.num_classes
             )
+        if labels.label_smoothing:
+            raise ArgumentError(
+                "goodness", "it compares whole labels with wrong ones, which cannot be smoothed",
+                expected="label_smoothing=0", got=labels.label_smoothing,
+                fix="smooth the model's output alone: task_loss=partial(F.cross_entropy, label_smoothing=...)",
+            )  # fmt: skip
         super().bind(spec, labels)
         default = float(spec.features) if self.reduce == "sum" else 2.0
         self.theta = default if self.threshold is None else self.threshold

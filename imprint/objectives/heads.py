@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.pooling import pool_features, pooled_width
+from .declared import class_loss, row_mean
 from .labels import Labels
 from .objective import Objective, Spec, View
 
@@ -34,6 +34,11 @@ class Head(Objective):
     ) -> None:
         super().__init__()
         self.bias, self.zero_init, self.limit, self.pool = bias, zero_init, limit, pool
+
+    @property
+    def rowwise(self) -> bool:  # type: ignore[override]
+        """An own reduction may look at other rows."""
+        return self.pool is None
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Make the linear map from pooled features to classes, or to the width of the values."""
@@ -64,5 +69,6 @@ class Head(Objective):
         y, out = view.context.y, self.scores(view)
         assert y is not None
         if self.labels.num_classes is None:
-            return F.mse_loss(out, y.to(out.dtype).flatten(1) if y.dim() > 1 else y.to(out.dtype)[:, None])
-        return self.labels.cross_entropy(out, y)
+            values = y.to(out.dtype).flatten(1) if y.dim() > 1 else y.to(out.dtype)[:, None]
+            return row_mean((out - values).square().mean(1), view.valid)
+        return class_loss(self.labels, out, view)

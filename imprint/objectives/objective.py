@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,10 @@ class View:
         batch: everything the step was given.
         tick: number of the tick in a rollout; 0 for layers.
         valid: ``[B]`` bool rows that count, or None for all.
+        complete: every row is known to count and to have a label, so that nobody has to look.
+        output: of a graph module, what each of its ports emits, ``{port: [B, D]}``; `h` is one of them.
+        drive: of a graph module, ``{input port: [B, D]}``.
+        state: of a graph module, its proto's recurrent state.
     """
 
     h: Any = None
@@ -52,6 +56,10 @@ class View:
     batch: Any = None
     tick: int = 0
     valid: Tensor | None = None
+    complete: bool = False
+    output: dict[str, Tensor] = field(default_factory=dict)
+    drive: dict[str, Tensor] = field(default_factory=dict)
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,16 @@ class Objective(nn.Module):
         needs_context: it compares with a context stream.
         uses_data: the unit's output on the data is part of it (else only the context learns).
         lag: ticks by which its target comes late.
+        rowwise: a mean over rows, so that many ticks can be evaluated as one batch of rows.
+        needs_state: it looks at the recurrent state.
     """
 
     needs_labels = True
     needs_context = False
     uses_data = True
     lag = 0
+    rowwise = False
+    needs_state = False
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Make parameters and buffers for a unit of these sizes."""

@@ -15,7 +15,8 @@ class SimilarityMatching(Objective):
     r"""Similarity matching: :math:`L = \mathrm{mean}_{ij}(S(C h)_{ij} - S(Y)_{ij})^2`.
 
     C is a learned, bias-free map that keeps the width: a matrix for vectors, a 3x3 convolution for maps, one matrix
-    for all tokens. S is :func:`imprint.functional.centered_cosine`.
+    for all tokens. S is :func:`imprint.functional.centered_cosine`. Class weights weigh pairs by their product; label
+    smoothing changes nothing, since S takes the mean off: :math:`S((1-\epsilon)Y + \epsilon/K) = S(Y)`.
 
     Args:
         project: use C; without it the unit's output is compared itself.
@@ -48,7 +49,7 @@ class SimilarityMatching(Objective):
         y = view.context.y
         assert y is not None
         z = sample_features(self.projection(view.h), self.spec.channels_last)
-        return matching_error(z, self.labels.onehot(y, z.dtype), self.labels.valid(y))
+        return matching_error(z, self.labels.onehot(y, z.dtype), self.labels.share(y, z))
 
 
 class Mix(Objective):

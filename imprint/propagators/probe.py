@@ -20,10 +20,12 @@ class Learner(Protocol):
         model: what is trained.
         labels: how its targets are read.
         gathered: batches since the last update, with the present one.
+        steps: learning steps taken, without the present one.
     """
 
     model: nn.Module
     gathered: int
+    steps: int
 
     @property
     def labels(self) -> Labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -60,10 +61,10 @@ class Propagator(nn.Module):
         self.ticks = 0
 
     def tick(self, state: Tree, x: Tree, y: Tree, learn: bool = True) -> tuple[Tree, Tree]:
-        """Run the unit once on `x`: ``(out, state)``, detached. Learns if `learn`, `y` and an optimizer are there."""
+        """Run the unit once on `x`: ``(out, state)``, detached. Learns if `learn`, an optimizer and targets `y`."""
         assert self.unit is not None, "this propagator has no unit: write its forward"
         x, state = detach(x), detach(state)
-        if y is None or not (learn and self.optimizers and learning_enabled()):
+        if not (learn and self.optimizers and learning_enabled()):
             with torch.no_grad():
                 state = self.unit.cell(self.params, state, x)
                 return self.unit.readout(self.params, state, x), state
@@ -103,7 +104,7 @@ class Propagator(nn.Module):
 
     def check(self, loss: Tensor) -> None:
         """Refuse a loss that is NaN or infinite, before anything is written."""
-        if not torch.isfinite(loss).all():
+        if not math.isfinite(loss.item()):
             raise NonFiniteError(
                 f"unit {self.name!r}", "its loss is not finite; its weights are as they were",
                 expected="a finite loss", got=loss.item(),

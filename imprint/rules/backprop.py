@@ -19,6 +19,7 @@ class Backprop(Rule):
     Differs from the paper: nothing.
     """
 
+    worlds: ClassVar[tuple[str, ...]] = ("layers", "graph")
     local: ClassVar[bool] = False
     allow_cross: ClassVar[bool] = True
 
@@ -31,4 +32,5 @@ class Frozen(Rule):
     Differs from the paper: there is none.
     """
 
+    worlds: ClassVar[tuple[str, ...]] = ("layers", "graph")
     learns: ClassVar[bool] = False

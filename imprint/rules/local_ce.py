@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,6 +33,7 @@ class LocalCE(Rule):
     Differs from the paper: no learning rate schedule unless ``scheduler=`` is given.
     """
 
+    worlds: ClassVar[tuple[str, ...]] = ("layers", "graph")
     bias: bool = True
     zero_init: bool = True
     limit: int = 4096
@@ -40,3 +42,7 @@ class LocalCE(Rule):
     def objective(self) -> Objective:
         """One head a unit."""
         return Head(self.bias, self.zero_init, self.limit, self.pool)
+
+    def filling(self) -> str:
+        """A head on each module's output."""
+        return "ce"

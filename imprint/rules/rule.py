@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..credit import Credit, Instant
-from ..errors import ArgumentError, UnknownNameError, did_you_mean
+from ..errors import ArgumentError, ImprintError, UnknownNameError, did_you_mean
 from ..objectives import Objective
 
 
@@ -33,12 +33,14 @@ class Rule:
 
     Attributes:
         name: what it is registered under.
+        worlds: what it can be attached to: ``"layers"`` of a model, the modules of a ``"graph"``, or both.
         local: units learn from objectives of their own; else from the task loss, through each other.
         allow_cross: by definition, gradient crosses unit boundaries; the isolation audit lets it.
         learns: units of this rule learn at all.
     """
 
     name: ClassVar[str] = ""
+    worlds: ClassVar[tuple[str, ...]] = ("layers",)
     local: ClassVar[bool] = True
     allow_cross: ClassVar[bool] = False
     learns: ClassVar[bool] = True
@@ -54,6 +56,10 @@ class Rule:
     def credit(self) -> Credit:
         """Who is responsible within a unit."""
         return Instant()
+
+    def filling(self) -> str | None:
+        """What a graph module without a data objective learns from: ``"ce" | "predict" | "contrast" | "auto"``."""
+        return None
 
     def entry(self) -> Callable[[Tensor], Tensor] | None:
         """What is done to a unit's first input before it runs."""
@@ -112,10 +118,21 @@ def resolve(rule: str | Rule | type[Rule], **options: Any) -> Rule:
             raise UnknownNameError("attach", f"unknown rule {rule!r}", fix=did_you_mean(rule, registry))
         rule = registry[rule]
     if not (isinstance(rule, type) and issubclass(rule, Rule)):
-        raise ArgumentError("attach", "not a rule", expected="a name, a Rule, or a dict of patterns", got=repr(rule))
+        raise ArgumentError(
+            "attach", "not a rule", expected="a name or a Rule; for layers also a dict of patterns", got=repr(rule),
+            fix="imprint.attach(model, 'local_ce')",
+        )  # fmt: skip
     try:
         return rule(**options)
+    except ImprintError:
+        raise
     except TypeError as error:
         fields = ", ".join(inspect.signature(rule).parameters)
         where = f"rule {rule.name or rule.__name__!r}"
-        raise ArgumentError(where, str(error), expected=f"options {fields}", got=sorted(options)) from None
+        raise ArgumentError(
+            where,
+            str(error),
+            expected=f"options {fields}",
+            got=sorted(options),
+            fix=did_you_mean(sorted(options)[0], fields.split(", ")),
+        ) from None

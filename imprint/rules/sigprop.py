@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -35,6 +36,7 @@ class SigProp(Rule):
     similarity with a temperature; in the context pass running statistics are not updated.
     """
 
+    worlds: ClassVar[tuple[str, ...]] = ("layers", "graph")
     loss: str = "v1"
     similarity: str = "cosine"
     temperature: float = 0.1
@@ -47,6 +49,10 @@ class SigProp(Rule):
     def objective(self) -> Objective:
         """The contrast with the context rows."""
         return Contrast(self.loss, self.similarity, self.temperature, self.k)
+
+    def filling(self) -> str:
+        """The contrast with the signal that runs through the same modules."""
+        return "contrast"
 
     def stream(self) -> nn.Module:
         """One context input a class."""

@@ -24,10 +24,11 @@ class Epochs:
     Args:
         data: ``(x, y)``, a Dataset (both are shuffled) or a DataLoader.
         batch_size: of tensors and Datasets.
+        where: the function that was called, for errors.
     """
 
-    def __init__(self, data: Source, batch_size: int) -> None:
-        self.own = torch.Generator()
+    def __init__(self, data: Source, batch_size: int, where: str = "train_model") -> None:
+        self.own, self.where = torch.Generator(), where
         self.batches = batches(data, batch_size, self.own)
         self.generators = generators(self.batches)
         self.samplers = [s for s in parts(self.batches) if callable(getattr(s, "set_epoch", None))]
@@ -43,9 +44,9 @@ class Epochs:
         Raises:
             ArgumentError: workers that live on from epoch to epoch keep random numbers of their own.
         """
-        if isinstance(self.batches, DataLoader) and self.batches.persistent_workers:
+        if any(isinstance(part, DataLoader) and part.persistent_workers for part in parts(self.batches)):
             raise ArgumentError(
-                "train_model(checkpoint=...)", "workers that persist keep random numbers no checkpoint can hold",
+                f"{self.where}(checkpoint=...)", "workers that persist keep random numbers no checkpoint can hold",
                 expected="DataLoader(persistent_workers=False)", got="persistent_workers=True",
                 fix="leave out persistent_workers=, or checkpoint=",
             )  # fmt: skip
@@ -76,7 +77,7 @@ class Epochs:
         for i in tqdm(range(skip), "resume", leave=False, disable=not progress):
             if next(found, None) is None:
                 raise CheckpointError(
-                    "train_model", "the training data ends before the batch the checkpoint was made at",
+                    self.where, "the training data ends before the batch the checkpoint was made at",
                     expected=f"more than {skip} batches", got=i, fix="give the same data and batch_size",
                 )  # fmt: skip
         self._set(state["now"])
@@ -103,7 +104,7 @@ class Epochs:
         here, there = (len(self), len(self.generators)), (state["batches"], len(state["now"]))
         if here != there:
             raise CheckpointError(
-                "train_model", "the checkpoint is of other training data",
+                self.where, "the checkpoint is of other training data",
                 expected=f"{here[0]} batches, {here[1]} generators", got=f"{there[0]} batches, {there[1]} generators",
                 fix="give the same data and batch_size",
             )  # fmt: skip

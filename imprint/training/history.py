@@ -53,9 +53,12 @@ class History:
 
     @property
     def best(self) -> Epoch | None:
-        """The first epoch with the highest accuracy, or the lowest loss of values; None before the first has ended."""
+        """The first epoch with the highest accuracy, or the lowest loss of values; None before the first has ended.
+
+        Once an epoch has been validated, only those that were are compared.
+        """
         best: Epoch | None = None
-        for epoch in self.epochs:
+        for epoch in [e for e in self.epochs if e.val] or self.epochs:
             if best is None or epoch.score > best.score:
                 best = epoch
         return best

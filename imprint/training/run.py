@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from torch import Tensor
-
-from ..errors import CheckpointError, DtypeError, LabelError, ShapeError
-from ..managers import Manager
-from ..managers.evaluation import Tally
+from ..errors import CheckpointError
 from ..utils import set_random_state
 from .epochs import Epochs
 from .files import load_file
 from .history import Epoch, History, Table
+from .subject import Subject
 
 FORMAT = 1
 KEYS = {"format", "manager", "metrics", "tally", "window", "means", "history", "epoch", "batch", "seconds", "data"}
@@ -31,8 +28,8 @@ class Run:
         means: of the present epoch's windows, ``{unit: {metric: [mean, steps]}}``.
     """
 
-    def __init__(self, manager: Manager, epochs: Epochs) -> None:
-        self.manager, self.epochs, self.history = manager, epochs, History()
+    def __init__(self, subject: Subject, epochs: Epochs) -> None:
+        self.subject, self.epochs, self.history = subject, epochs, History()
         self.epoch = 0
         self.rest: Iterator[Any] | None = None
         self._begin_epoch()
@@ -40,7 +37,7 @@ class Run:
     def _begin_epoch(self) -> None:
         self.batch = self.window = 0
         self.means: dict[str, dict[str, list[float]]] = {}
-        self.tally: Tally | None = None
+        self.subject.tally = None
         self.earlier, self.since = 0.0, perf_counter()
 
     @property
@@ -53,22 +50,15 @@ class Run:
         rest, self.rest = self.rest, None
         return self.epochs.start(self.epoch) if rest is None else rest
 
-    def count(self, output: Any, y: Tensor | None) -> None:
-        """One step was taken: add up loss and accuracy of the output, where it is something the task loss can read."""
+    def learn(self, batch: Any) -> None:
+        """One step."""
+        self.subject.learn(batch)
         self.batch += 1
         self.window += 1
-        if y is None:
-            return
-        if self.tally is None:
-            self.tally = Tally(self.manager.labels, self.manager.options.task_loss)
-        try:
-            self.tally.add_batch(output, y)
-        except (ShapeError, LabelError, DtypeError):
-            self.tally.reset()
 
     def read_window(self) -> Table:
         """The metrics since they were last read; they are added to the epoch's means."""
-        table, steps = self.manager.metrics(), self.window
+        table, steps = self.subject.read(), self.window
         self.window = 0
         for unit, row in table.items():
             for metric, value in row.items():
@@ -80,8 +70,7 @@ class Run:
     def end_epoch(self, val: dict[str, float]) -> Epoch:
         """Close the accounts of the present epoch; `val` is what validation found."""
         units = {unit: {metric: mean for metric, (mean, _) in row.items()} for unit, row in self.means.items()}
-        train = self.tally.value() if self.tally is not None else {}
-        done = Epoch(self.epoch + 1, self.manager.steps, train, val, units, self.seconds)
+        done = Epoch(self.epoch + 1, self.subject.steps, self.subject.values(), val, units, self.seconds)
         self.history.append(done)
         self.epoch += 1
         self._begin_epoch()
@@ -90,10 +79,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""
         return {
-            "format": FORMAT, "manager": self.manager.state_dict(),
-            "metrics": {name: metric.state_dict() for name, metric in self.manager.probes.items()},
-            "tally": None if self.tally is None else self.tally.state_dict(),
-            "window": self.window, "means": self.means,
+            "format": FORMAT, **self.subject.state_dict(), "window": self.window, "means": self.means,
             "history": self.history.state_dict(), "epoch": self.epoch, "batch": self.batch, "seconds": self.seconds,
             "data": self.epochs.state_dict(),
         }  # fmt: skip
@@ -107,7 +93,7 @@ class Run:
         state, where = load_file(path), f"checkpoint {os.fspath(path)!r}"
         if not isinstance(state, dict) or set(state) != KEYS or state["format"] != FORMAT:
             raise CheckpointError(
-                where, "it was not written by train_model", expected=f"format {FORMAT}",
+                where, f"it was not written by {self.subject.where}", expected=f"format {FORMAT}",
                 got=sorted(map(str, state))[:12] if isinstance(state, dict) else type(state).__name__,
                 fix="give the folder of a run; manager.load_state_dict reads best.pt",
             )  # fmt: skip
@@ -116,17 +102,13 @@ class Run:
             self.epochs.check(state["data"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(where, "it is damaged", got=repr(error), fix="give another folder") from error
-        self.manager.load_state_dict(state["manager"])
-        for name, metric in self.manager.probes.items():
-            if name in state["metrics"]:
-                metric.load_state_dict(state["metrics"][name])
+        self.subject.load_state_dict(state)
+        tally = self.subject.tally
         self.history, self.epoch = history, state["epoch"]
         self._begin_epoch()
+        self.subject.tally = tally
         self.batch, self.window, self.means = state["batch"], state["window"], state["means"]
         self.earlier = state["seconds"]
-        if state["tally"] is not None:
-            self.tally = Tally(self.manager.labels, self.manager.options.task_loss)
-            self.tally.load_state_dict(state["tally"])
         if self.batch:
             self.rest = self.epochs.resume(self.epoch, self.batch, state["data"], progress)
             set_random_state(state["manager"]["rng"])

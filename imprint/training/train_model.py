@@ -1,27 +1,23 @@
-"""The plain loop: learn, validate, keep the best, and go on exactly where a kill struck."""
+"""Training of an attached model."""
 
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from ..data.batches import Source, move, split
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DtypeError, LabelError, ShapeError
 from ..managers import Manager
+from ..managers.evaluation import Tally
 from ..monitors.sinks import Sink
 from .epochs import Epochs
-from .files import save_file
-from .history import Epoch, History, Table
-from .run import Run
-
-SCHEDULES = ("epoch", "step", "metric", None)
+from .history import History
+from .loop import Plan, fit, seed_all
+from .subject import Subject
 
 
 def train_model(
@@ -35,7 +31,7 @@ def train_model(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int | None = None,
     resume: bool = True,
-    sinks: Iterable[Sink] = (),
+    sinks: Sink | Iterable[Sink] = (),
     log: int | None = None,
     schedule: str | None = "epoch",
     by: str = "output",
@@ -64,7 +60,8 @@ def train_model(
         checkpoint: folder for the two files; None writes none.
         every: steps between checkpoints within an epoch.
         resume: go on from the folder's ``last.pt``, if there is one; else start anew.
-        sinks: get the metrics of all units, and after each epoch those of the whole model as ``train`` and ``val``.
+        sinks: one or several; they get the metrics of all units, and after each epoch those of the whole model as
+            ``train`` and ``val``.
         log: steps between two tables; None writes one an epoch. A table holds the means since the one before.
         schedule: when ``manager.step_schedulers`` is called: after each ``"epoch"``, after each ``"step"`` that
             updated, after each epoch with the (validation) loss as its ``"metric"``, or None: never.
@@ -75,11 +72,12 @@ def train_model(
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another model, rule or data; nothing was changed.
-        ArgumentError: a count is not positive, an unknown schedule, data that cannot be gone through twice.
+        ArgumentError: no manager, a count that is not positive, an unknown schedule, data that cannot be gone through
+            twice.
         DataError: there is no batch, or one without a place for x and y.
         NonFiniteError: names the unit; the last checkpoint is still there.
 
-    >>> import imprint
+    >>> import imprint, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> x = torch.randn(64, 2)
     >>> y = (x[:, 0] > 0).long()
@@ -88,116 +86,76 @@ def train_model(
     >>> history.best.val["accuracy"] > 0.9
     True
     """
+    if not isinstance(manager, Manager):
+        raise ArgumentError(
+            "train_model", "what it shall train is no manager", expected="what imprint.attach returned",
+            got=type(manager).__name__, fix='train_model(imprint.attach(model, "sigprop"), ...)',
+        )  # fmt: skip
     folder = None if checkpoint is None else Path(checkpoint)
-    plan = Plan(epochs, val, 4 * batch_size, folder, every, list(sinks), log, schedule, by, progress)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ArgumentError("train_model", "checkpoint= is a file", expected="a folder, made if need be", got=folder)
+    kept = [sinks] if isinstance(sinks, Sink) else list(sinks)
+    plan = Plan("train_model", epochs, None if val is None else 1, folder, every, log, schedule, progress, kept)
     if seed is not None:
-        _seed(seed)
-    run = Run(manager, Epochs(train, batch_size))
-    if not manager.model.training:
-        manager.model.train()
-    if folder is not None:
-        run.epochs.check_repeatable()
-    if folder is not None and resume and (folder / "last.pt").is_file():
-        run.load(folder / "last.pt", progress)
-    else:
-        run.epochs.shuffle()
-        if folder is not None:
-            save_file(folder / "last.pt", run.state_dict())
-    for sink in plan.sinks:
-        sink.start(manager.steps)
-    total, done = len(run.epochs) * epochs or None, len(run.epochs) * run.epoch + run.batch
-    bar = tqdm(desc="train", total=total, initial=done, disable=not progress)
-    try:
-        while run.epoch < epochs:
-            _learn(run, plan, bar)
-            epoch = _end(run, plan)
-            shown = epoch.val or epoch.train
-            bar.set_postfix({f"val {k}" if epoch.val else k: f"{v:.4f}" for k, v in shown.items()})
-    finally:
-        bar.close()
-        for sink in plan.sinks:
-            sink.close()
-    return run.history
+        seed_all(seed)
+    subject = ModelSubject(manager, val, 4 * batch_size, by)
+    return fit(subject, Epochs(train, batch_size, "train_model"), plan, resume)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What :func:`train_model` was asked for."""
+class ModelSubject(Subject):
+    """An attached model.
 
-    epochs: int
-    val: Source | None
-    val_batch: int
-    folder: Path | None
-    every: int | None
-    sinks: list[Sink]
-    log: int | None
-    schedule: str | None
-    by: str
-    progress: bool
+    Args:
+        manager: what ``attach`` returned.
+        val: validation data.
+        val_batch: samples of a batch of them.
+        by: what is validated.
+    """
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "every", "log"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError("train_model", f"{name}= counts from 1", expected="at least 1", got=value)
-        if self.schedule not in SCHEDULES:
-            raise ArgumentError(
-                "train_model", f"unknown schedule={self.schedule!r}", expected=" | ".join(map(str, SCHEDULES))
-            )
+    where = "train_model"
+    manager: Manager
 
-    def write(self, step: int, table: Table) -> None:
-        """To all sinks."""
-        for sink in self.sinks:
-            sink.write(step, table)
+    def __init__(self, manager: Manager, val: Source | None, val_batch: int, by: str) -> None:
+        self.manager, self.val, self.val_batch, self.by = manager, val, val_batch, by
 
+    @property
+    def gathered(self) -> int:
+        """Batches whose gradient waits for the update."""
+        return self.manager.gathered
 
-def _learn(run: Run, plan: Plan, bar: tqdm) -> None:
-    """The batches of the present epoch that are left."""
-    manager = run.manager
-    device = next(manager.model.parameters()).device
-    for batch in run.batches():
-        x, y = move(split(batch), device)
-        run.count(manager.step(x, y), y)
-        if plan.schedule == "step" and not manager.gathered:
-            manager.step_schedulers()
-        if plan.log is not None and manager.steps % plan.log == 0:
-            plan.write(manager.steps, run.read_window())
-        if plan.folder is not None and plan.every is not None and manager.steps % plan.every == 0:
-            save_file(plan.folder / "last.pt", run.state_dict())
-        bar.update()
-    if not run.batch:
-        raise DataError(
-            "train_model", "the training data has no batches", fix="give data that can be gone through again"
-        )
-    if manager.gathered:
-        manager.update()
-        if plan.schedule == "step":
-            manager.step_schedulers()
+    def start(self) -> None:
+        """A model that is in eval mode as a whole goes to training mode."""
+        if not self.manager.model.training:
+            self.manager.model.train()
 
+    def learn(self, batch: Any) -> None:
+        """One step; loss and accuracy of the output are added up, where it is something the task loss can read."""
+        x, y = move(split(batch), next(self.manager.model.parameters()).device)
+        self._count(self.manager.step(x, y), y)
 
-def _end(run: Run, plan: Plan) -> Epoch:
-    """Validate, close the epoch's accounts, step the schedules, write."""
-    manager = run.manager
-    table = run.read_window() if run.window else {}
-    val = {} if plan.val is None else manager.evaluate(plan.val, plan.val_batch, plan.by, plan.progress)
-    done = run.end_epoch(val)
-    if plan.schedule == "epoch":
-        manager.step_schedulers()
-    elif plan.schedule == "metric":
-        values = done.val or done.train
-        if "loss" not in values:
-            raise ArgumentError("train_model", "schedule='metric' needs a loss, and none was found", fix="pass val=")
-        manager.step_schedulers(values["loss"])
-    plan.write(manager.steps, table | {k: v for k, v in (("train", done.train), ("val", done.val)) if v})
-    if plan.folder is not None:
-        state = run.state_dict()
-        if run.history.best is done:
-            save_file(plan.folder / "best.pt", state["manager"])
-        save_file(plan.folder / "last.pt", state)
-    return done
+    def _count(self, output: Any, y: Tensor | None) -> None:
+        if y is None:
+            return
+        if self.tally is None:
+            self.tally = self.make_tally()
+        try:
+            self.tally.add_batch(output, y)  # type: ignore[attr-defined]
+        except (ShapeError, LabelError, DtypeError):
+            self.tally.reset()
 
+    def update(self) -> None:
+        """Move the weights with the gradient that waits."""
+        self.manager.update()
 
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (what datasets may draw from)
+    def make_tally(self) -> Tally:
+        """Loss and accuracy."""
+        return Tally(self.manager.labels, self.manager.options.task_loss)
+
+    def values(self) -> dict[str, float]:
+        """``{"accuracy": ..., "loss": ...}``"""
+        return dict(sorted(super().values().items()))
+
+    def validate(self, progress: bool) -> dict[str, float]:
+        """By ``manager.evaluate``."""
+        assert self.val is not None
+        return self.manager.evaluate(self.val, self.val_batch, self.by, progress)

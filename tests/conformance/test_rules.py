@@ -25,7 +25,7 @@ from imprint.diagnostics import audit_isolation
 from imprint.objectives import Mix, Objective
 from imprint.rules import Rule, registry
 
-RULES = sorted(registry)
+RULES = sorted(name for name in registry if "layers" in registry[name].worlds)
 LEARNING = [name for name in RULES if registry[name].learns]
 LOCAL = [name for name in LEARNING if registry[name].local]
 CLASSES, BATCH = 3, 8

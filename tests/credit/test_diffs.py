@@ -62,6 +62,21 @@ def test_a_parameter_the_loss_does_not_reach_is_left_out_or_zero() -> None:
 
 
 @diffs
+@pytest.mark.parametrize("names", [(), ("w",)], ids=["no parameter", "a frozen one"])
+def test_nothing_to_learn_though_the_loss_has_a_graph(diff: Diff, names: tuple[str, ...]) -> None:
+    """A frozen unit whose loss reads a tensor of somebody else that wants gradient."""
+    foreign = torch.arange(3.0, dtype=torch.float64, requires_grad=True)
+    frozen = {k: torch.full((3,), 2.0, dtype=torch.float64) for k in names}
+    grads, loss, aux = diff(lambda p: ((foreign * p.get("w", 2.0)).sum(), foreign + 1), frozen)
+    assert float(loss) == 6.0 and aux.tolist() == [1.0, 2.0, 3.0] and not aux.requires_grad
+    assert foreign.grad is None
+    if diff is eager:
+        assert grads == {}
+    else:  # by torch.func every parameter has a gradient
+        assert {k: g.tolist() for k, g in grads.items()} == {k: [0.0, 1.0, 2.0] for k in names}
+
+
+@diffs
 def test_weights_and_their_grad_stay_as_they_are(diff: Diff) -> None:
     p = params()
     before = {k: v.detach().clone() for k, v in p.items()}

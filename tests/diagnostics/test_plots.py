@@ -65,6 +65,32 @@ def test_up_to_twenty_units_are_named_more_get_a_scale(tmp_path: Path) -> None:
     assert scale.get_yticklabels()[0].get_text() == "blocks.0" and scale.get_yticklabels()[-1].get_text() == "blocks.39"
 
 
+def labels(rows: list[tuple[int, str, str, float]]) -> list[str]:
+    """What is written along the y axis."""
+    figure = plot_run(rows)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    return [t.label1.get_text() for t in ticks if t.label1.get_text() and low <= t.get_loc() <= high]
+
+
+def test_numbers_of_a_logarithmic_axis_are_plain_and_few() -> None:
+    wide = labels([(s, "fc", "grad_norm", 0.1 * s) for s in range(1, 21)])
+    assert {"0.1", "0.2", "0.5", "1", "2"} <= set(wide) and not {"0.3", "0.6"} & set(wide)
+    narrow = labels([(s, "fc", "grad_norm", 0.6 + 0.01 * s) for s in range(1, 11)])
+    assert len(narrow) >= 3 and all("$" not in text and 0.5 < float(text) < 0.8 for text in narrow)
+
+
+def test_a_share_that_is_always_zero_lies_on_the_ground_and_is_seen() -> None:
+    (axes,) = plot_run([(s, "fc", "activation_dead", 0.0) for s in (1, 2, 3)]).axes
+    low, high = axes.get_ylim()
+    assert -0.05 < low < 0 and high == 1.0
+    (axes,) = plot_run([(s, "fc", "accuracy", 0.9 + s / 100) for s in (1, 2, 3)]).axes
+    low, high = axes.get_ylim()
+    assert 90 < low < 91 and 93 < high < 94
+
+
 def test_losses_of_different_kind_get_a_logarithmic_axis() -> None:
     near = [(s, u, "loss", v / s) for s in (1, 2, 3) for u, v in (("a", 2.0), ("b", 1.0))]
     far = [*near, (1, "c", "loss", 0.001)]

@@ -97,7 +97,7 @@ def test_links_lead_somewhere(root):
 
 def test_every_finding_names_a_test_that_exists(root):
     text = (root / "docs" / "findings.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| finding |")]
     assert rows
     for row in rows:
         pinned = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)

@@ -291,3 +291,28 @@ def test_traced_graph_modules_can_be_attached() -> None:
         assert torch.equal(first.step(x, y), second.step(x, y))
     for a, b in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_copied_manager_holds_a_plain_model_and_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    manager = imprint.attach(model, "local_ce", num_classes=3)
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    manager.step(x, y)
+    twin = copy.deepcopy(manager)
+    assert type(twin.model[0]) is nn.Linear and torch.equal(twin.model(x), model(x))
+    with pytest.raises(StateError, match="was detached from this manager"):
+        twin.step(x, y)
+    again = imprint.attach(twin.model, "local_ce", num_classes=3)
+    again.load_state_dict(manager.state_dict())
+    manager.step(x, y), again.step(x, y)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.model.parameters(), strict=True))
+
+
+def test_the_normalisation_of_forward_forward_is_no_part_of_the_detached_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
+    manager = imprint.attach(model, "forward_forward", num_classes=3)
+    x = torch.randn(6, 4)
+    manager.step(x, torch.tensor([0, 1, 2, 0, 1, 2]))
+    attached, marked = model(x), manager.predict(x)
+    detached = manager.detach()(x)
+    assert (attached - detached).abs().max() > 1e-3 and (marked - detached).abs().max() > 1e-3

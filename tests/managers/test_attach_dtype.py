@@ -116,6 +116,27 @@ def test_a_wrong_dtype_names_the_unit() -> None:
     manager.step(x, y)
 
 
+@pytest.mark.parametrize("rule", ["local_ce", "sigprop", "forward_forward"])
+@pytest.mark.parametrize("bound", [False, True], ids=["first batch", "later"])
+def test_pixels_as_bytes_and_other_precisions_are_refused_by_name(rule: str, bound: bool) -> None:
+    for dtype in (torch.uint8, torch.float64, torch.float16):
+        manager = attach(Net(), rule)
+        x, y = batch(torch.float32)
+        if bound:
+            manager.step(x, y)
+        before = {k: v.clone() for k, v in manager.model.state_dict().items()}
+        with pytest.raises(DtypeError, match=rf"unit 'conv'[\s\S]*torch\.float32[\s\S]*{dtype}[\s\S]*x\.to\("):
+            manager.step((10 * x.abs()).to(dtype), y)
+        assert all(torch.equal(v, before[k]) for k, v in manager.model.state_dict().items())
+        manager.step(x, y)
+
+
+def test_tokens_that_are_no_integers_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, K))
+    with pytest.raises(DtypeError, match=r"unit '0': its input has a dtype that it does not take[\s\S]*Long, Int"):
+        imprint.attach(model, "local_ce").step(torch.rand(8, 3), torch.randint(K, (8,)))
+
+
 def test_a_model_of_two_precisions() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -278,24 +278,64 @@ def test_an_error_while_binding_leaves_it_unbound() -> None:
     manager.step(x, y)
 
 
-def test_accumulated_gradient_is_dropped_with_the_step_that_failed() -> None:
+@pytest.mark.parametrize("where", ["stem", "middle", "task", "interrupt"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("rule", ["ce", "contrast"])
+def test_what_was_gathered_before_a_step_that_failed_is_kept(rule: str, at: int, where: str) -> None:
+    """The mean over three good batches, whichever step fails in between (also the due one), wherever it fails."""
     model = Net().double()
-    naive = Naive(model, ("stem", "middle", "last"), K)
-    naive.task = [p for p in naive.task if p.shape[0] != 4]
-    manager = imprint.attach(model, "local_ce", layers="stem|middle|last", exclude="norm", optimizer=sgd, accumulate=3)
+    names = {"ce": "local_ce", "contrast": "sigprop"}
+    manager = imprint.attach(
+        model, names[rule], layers="stem|middle|last", exclude="norm", optimizer=sgd, accumulate=3, num_classes=K
+    )
     x, y = batch()
     manager.bind(x, y)
-    manager.step(*batch())
-    model.middle.mode = "raise"
-    with pytest.raises(RuntimeError):
-        manager.step(*batch())
-    model.middle.mode = "fine"
-    naive.model.load_state_dict(dict(zip(naive.model.state_dict(), model.state_dict().values(), strict=True)))
-    for _ in range(3):
+    naive = Naive(model, ("stem", "middle", "last"), K, rule=rule)
+    naive.task = [p for p in naive.task if p.shape[0] != 4]
+    start = None if manager.context is None else (manager.context.stream.weight0.detach(),)
+    for i in range(3):
+        if i == at:
+            x, y = batch()
+            if where == "stem":
+                x[0] = float("nan")
+            model.middle.mode = {"middle": "nan", "interrupt": "interrupt"}.get(where, "fine")
+            model.after = "raise" if where == "task" else "fine"
+            with pytest.raises((NonFiniteError, ValueError, KeyboardInterrupt)):
+                manager.step(x, y)
+            model.middle.mode = model.after = "fine"
+            assert manager.gathered == i and not manager.phase.agents[0].stash
         x, y = batch()
-        manager.step(x, y), naive.learn((x,), y)
+        manager.step(x, y), naive.learn((x,), y, start)
+    assert manager.gathered == 0 and manager.steps == 3 and distance(naive, model) > 1e-4
     naive.update(1 / 3)
     assert distance(naive, model) < 1e-12
+
+
+def test_an_optimizer_that_fails_leaves_no_half_of_a_sum_behind() -> None:
+    class Failing(torch.optim.SGD):
+        fails = False
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            if self.fails:
+                raise RuntimeError("the optimizer's own trouble")
+            super().step()
+
+    model = Net().double()
+    manager = imprint.attach(
+        model, "local_ce", layers="stem|middle|last", exclude="norm", optimizer=lambda p: Failing(p, 0.1), accumulate=2
+    )
+    manager.step(*batch())
+    optimizer = manager.optimizers["middle"]
+    optimizer.fails = True
+    with pytest.raises(RuntimeError, match="the optimizer's own trouble"):
+        manager.step(*batch())
+    optimizer.fails = False
+    assert consistent(manager) and all(prop.ticks == 0 for prop in manager.propagators.values())
+    before = snapshot(manager, "stem")
+    manager.step(*batch())
+    assert manager.gathered == 1 and same(snapshot(manager, "stem"), before)
+    manager.step(*batch())
+    assert manager.gathered == 0 and not same(snapshot(manager, "stem"), before)
 
 
 def test_a_wrong_shape_names_the_unit_and_what_it_was_bound_with() -> None:
@@ -311,6 +351,39 @@ def test_a_wrong_shape_names_the_unit_and_what_it_was_bound_with() -> None:
     with pytest.raises(ShapeError, match=r"unit 'stem'[\s\S]*\('batch', 4\)[\s\S]*\(8, 8\)[\s\S]*torch says"):
         manager.step(torch.randn(B, 4).double(), y)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and consistent(manager)
+
+
+@pytest.mark.parametrize("rule", ["local_ce", "sigprop", "backprop"])
+def test_a_wrong_shape_of_the_first_batch_names_the_unit(rule: str) -> None:
+    manager = imprint.attach(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, K)), rule, num_classes=K)
+    with pytest.raises(ShapeError, match=r"unit '0'[\s\S]*\(8, 3\)[\s\S]*was made for; torch says: mat1") as caught:
+        manager.step(torch.randn(B, 3), torch.randint(K, (B,)))
+    assert isinstance(caught.value.__cause__, RuntimeError) and manager.bound is None
+    manager.step(torch.randn(B, 4), torch.randint(K, (B,)))
+
+
+@pytest.mark.parametrize("rule", ["local_ce", "sigprop"])
+def test_a_layer_called_with_two_sizes(rule: str) -> None:
+    """A head fits one of them; contrasts fit any."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, K)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(self.conv(x).relu()[..., ::2, ::2]).mean((2, 3)))
+
+    manager = imprint.attach(Twice(), rule, num_classes=K)
+    x, y = torch.randn(B, 3, 8, 8), torch.randint(K, (B,))
+    before = manager.model.conv.weight.clone()
+    if rule == "sigprop":
+        manager.step(x, y)
+        assert not torch.equal(manager.model.conv.weight, before)
+        return
+    with pytest.raises(ShapeError, match=r"unit 'conv': it is called with inputs of different sizes[\s\S]*sigprop"):
+        manager.step(x, y)
+    assert torch.equal(manager.model.conv.weight, before)
 
 
 @pytest.mark.parametrize("what", ["eval", "no_grad", "inference"])

@@ -338,6 +338,16 @@ def test_options_out_of_range() -> None:
     for options in ({"accumulate": 0}, {"grad_clip": 0.0}, {"num_classes": 0}, {"num_classes": 2.5}):
         with pytest.raises(ArgumentError, match=next(iter(options))):
             imprint.attach(Net(), "local_ce", **options)
+    for options in ({"grad_clip": "a"}, {"accumulate": True}, {"num_classes": True}, {"k": 2.5}, {"temperature": 0.0}):
+        with pytest.raises(ArgumentError, match=rf"{next(iter(options))}[\s\S]*got: +{next(iter(options.values()))}"):
+            imprint.attach(Net(), "sigprop", **{"num_classes": K} | options)
+    for name in ("optimizer", "scheduler", "task_loss"):
+        with pytest.raises(ArgumentError, match=rf"{name}= is not callable[\s\S]*'adam'[\s\S]*fix: +{name}=lambda"):
+            imprint.attach(Net(), "local_ce", **{name: "adam"})
+    with pytest.raises(ArgumentError, match=r"signal= is no module[\s\S]*nn\.Linear"):
+        imprint.attach(Net(), "sigprop", signal=3)
+    with pytest.raises(ArgumentError, match=r"^ArgumentError: contrast: unknown kind\.\n  expected: v1 \| v9"):
+        imprint.attach(Net(), "sigprop", loss="v2")
     with pytest.raises(ArgumentError, match="contradicts"):
         imprint.attach(Net(), "local_ce", num_classes=3, labels=imprint.Labels(4))
     with pytest.raises(ArgumentError, match=r"signal= and context_at=[\s\S]*sigprop"):

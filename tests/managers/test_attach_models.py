@@ -249,13 +249,13 @@ def test_a_unit_that_learns_otherwise_is_noticed(case: str) -> None:
 
 
 def context_of(manager: imprint.Manager, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The K context inputs, read off the stream's weights; masks are all true."""
+    """The K context inputs, read off the stream's weights and masks."""
     assert manager.context is not None
     weights = dict(manager.context.stream.named_parameters())
     made = []
     for i, v in enumerate(x):
         if v.dtype == torch.bool:
-            made.append(torch.ones(K, *v.shape[1:], dtype=torch.bool))
+            made.append(manager.context.stream.get_buffer(f"row{i}").expand(K, *v.shape[1:]))
         elif v.shape[0] == B:
             made.append(weights[f"weight{i}"].detach().view(K, *v.shape[1:]))
         else:

@@ -122,8 +122,9 @@ def contrast(t_in: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "kind", ["labels", "int32", "uint8", "weights", "soft", "soft float32", "ignored", "ignored by another number"]
-)
+    "kind", ["labels", "int32", "uint8", "weights", "soft", "soft float32", "ignored", "ignored by another number",
+             "smoothing", "soft, weights, smoothing", "ignored class, weights, smoothing"],
+)  # fmt: skip
 def test_sigprop_reads_labels_as_torch_does(kind: str) -> None:
     labels, draw, loss = LABELS[kind]
     model = Net().double()
@@ -337,6 +338,15 @@ TARGET_ERRORS: dict[str, tuple[dict[str, Any], Any, type[Exception], str]] = {
     "soft width": (
         {"num_classes": K}, torch.rand(B, K + 1).double(), ShapeError, r"soft labels[\s\S]*'batch', 4[\s\S]*\(8, 5\)",
     ),
+    "one-hot integers": (
+        {"num_classes": K}, F.one_hot(torch.arange(B) % K, K), ShapeError, r"\(8, 4\)",
+    ),
+    "negative": (
+        {"num_classes": K}, -torch.rand(B, K).double(), LabelError, r"negative[\s\S]*got: +-0\.[\s\S]*softmax",
+    ),
+    "several labels": (
+        {"num_classes": K}, torch.ones(B, K).double(), LabelError, r"more than 1[\s\S]*4\.0[\s\S]*binary_cross_entropy",
+    ),
     "values of another shape": (
         {}, torch.randn(B, 2).double(), ShapeError, r"(task loss|soft labels)[\s\S]*4\)[\s\S]*\(8, 2\)",
     ),
@@ -367,3 +377,37 @@ def test_targets_that_do_not_fit_change_nothing(kind: str, bound: bool) -> None:
         manager.step(x, y)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert (manager.bound is not None) == bound and manager.steps == int(bound) and manager.gathered == 0
+
+
+def test_one_hot_integers_and_columns_are_told_how_to_become_labels() -> None:
+    manager = imprint.attach(Net().double(), "local_ce", num_classes=K, layers=["body"])
+    x, y = xs(1)[0], torch.randint(K, (B,))
+    manager.step(x, y)
+    with pytest.raises(ShapeError, match=r"y\.argmax\(1\)"):
+        manager.step(x, F.one_hot(y, K))
+    with pytest.raises(ShapeError, match=r"y\.flatten\(\)"):
+        manager.step(x, y[:, None])
+
+
+def test_several_labels_a_sample_are_values_with_a_task_loss_of_their_own() -> None:
+    model = Net().double()
+    task_loss = lambda z, y: F.binary_cross_entropy_with_logits(z, y)
+    manager = imprint.attach(model, "local_ce", layers=["body"], optimizer=sgd, task_loss=task_loss)
+    v, c = model.head.weight.detach().clone().requires_grad_(), model.head.bias.detach().clone().requires_grad_()
+    x, y = xs(1)[0], (torch.rand(B, K) < 0.5).double()
+    grads = torch.autograd.grad(task_loss(model.body(x).detach() @ v.T + c, y), (v, c))
+    manager.step(x, y)
+    assert manager.bound["num_classes"] is None
+    check(nn.ModuleList([model.head]), [v - 0.1 * grads[0], c - 0.1 * grads[1]])  # type: ignore[arg-type]
+
+
+def test_forward_forward_reads_probabilities_as_their_likeliest_class() -> None:
+    soft, torch_state = torch.rand(B, K).double().softmax(1), torch.get_rng_state()
+    models = [Net().double(), Net().double()]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, y in zip(models, (soft, soft.argmax(1)), strict=True):
+        manager = imprint.attach(model, "forward_forward", num_classes=K, layers=["body"], optimizer=sgd)
+        torch.set_rng_state(torch_state)
+        manager.step(torch.ones(B, 5).double(), y)
+    assert torch.equal(models[0].body[0].weight, models[1].body[0].weight)
+    assert not torch.equal(models[0].head.weight, models[1].head.weight)  # the task loss reads all of them

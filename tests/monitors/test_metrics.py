@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import imprint
 from imprint import loss as losses
 from imprint import monitors, propagators
-from imprint.errors import ArgumentError, UnknownNameError
+from imprint.errors import ArgumentError, NonFiniteError, UnknownNameError
 from imprint.monitors.metric import Metric, make_metrics, registry
 from imprint.monitors.metrics import (
     Alignment,
@@ -364,6 +364,54 @@ def test_alignment_with_accumulation_compares_what_both_gathered() -> None:
     assert abs(first - angle([mine], [last])) > 1e-4
     assert three_steps() == first  # the second update is not measured
     assert three_steps() != first
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_alignment_runs_the_model_and_its_hooks_once_more(every: int) -> None:
+    calls = []
+    model = net()
+    model[2].register_forward_hook(lambda module, args, out: calls.append(out.requires_grad))
+    x, y = data()[0]
+    manager = imprint.attach(model, "local_ce", monitors=[Alignment(every=every)]).bind(x.float(), y)
+    calls.clear()
+    for _ in range(6):
+        manager.step(x.float(), y)
+    assert len(calls) == 6 + 6 // every and sum(calls) == 6 // every
+
+
+def test_means_keep_what_units_found_before_a_step_failed() -> None:
+    """The units before the failing one had learned: their losses count."""
+    model = net()
+    manager = imprint.attach(model, "local_ce", layers=r"[0-5]", monitors=["loss"])
+    x, y = data()[0]
+    manager.step(x.float(), y)
+    before = manager.metrics()
+    with torch.no_grad():
+        model[2].weight.fill_(torch.inf)
+    with pytest.raises(NonFiniteError):
+        manager.step(x.float(), y)
+    after = manager.metrics()
+    assert list(after) == ["0"] and set(before) > {"0"} and after["0"]["loss"] != before["0"]["loss"]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_alignment_leaves_out_a_batch_that_failed(accumulate: int) -> None:
+    batches = data(4)[:3]
+    bad = batches[0][0].clone().fill_(float("nan")), batches[0][1]
+    found = []
+    for failing in (set(), {0}, {1, 2}):
+        torch.manual_seed(0)
+        manager = imprint.attach(
+            net(), "local_ce", layers=r"[0-5]", optimizer=sgd, monitors=[Alignment(every=1)], accumulate=accumulate
+        ).bind(*batches[0])
+        for i, (x, y) in enumerate(batches * 2):
+            if i in failing:
+                with pytest.raises(NonFiniteError):
+                    manager.step(*bad)
+            manager.step(x, y)
+        found.append({unit: row["alignment"] for unit, row in manager.metrics().items()})
+    assert found[0] == found[1] == found[2] and all(-1 <= v <= 1 for v in found[0].values())
 
 
 @pytest.mark.usefixtures("double")

@@ -142,6 +142,79 @@ def test_class_weights() -> None:
     assert abs(float((made(view) - objective("v1")(view)).detach())) > 1e-3
 
 
+WEIGHT = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
+OPTIONS: list[dict[str, Any]] = [
+    {"label_smoothing": 0.2}, {"weight": WEIGHT}, {"label_smoothing": 0.2, "weight": WEIGHT},
+    {"label_smoothing": 0.2, "weight": WEIGHT, "ignore_index": 1},
+]  # fmt: skip
+
+
+def positives(kind: str, y: Tensor, k: int) -> Tensor:
+    """Which samples of the batch each one should resemble, ``[B, B]``."""
+    same = (y[:, None] == y[None, :]).double()
+    most = {"v9": len(y), "v14": 1, "v15": k}[kind]
+    return same * (same.cumsum(1) <= most)
+
+
+def torchs(kind: str, z: Tensor, y: Tensor, k: int = 2, **options: Any) -> Tensor:
+    """torch's cross entropy of one logit a class (v1), or one a sample (the others), whose weight is its class's."""
+    if kind == "v1":
+        return F.cross_entropy(z, y, **options)
+    has = y != options.pop("ignore_index", -100)
+    y = y[has]
+    weight = options.pop("weight", None)
+    if weight is None:
+        return F.cross_entropy(z[has][:, y], positives(kind, y, k), **options)
+    mean = F.cross_entropy(z[has][:, y], positives(kind, y, k), weight[y], **options)
+    return mean * len(y) / weight[y].sum()  # torch divides by the number of rows where targets are probabilities
+
+
+@pytest.mark.parametrize("distinct", [True, False], ids=["class rows", "sample rows"])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(o))
+@pytest.mark.parametrize("kind", KINDS)
+def test_smoothing_weights_and_missing_labels_are_torchs(kind: str, options: dict[str, Any], distinct: bool) -> None:
+    """On class rows and on sample rows, where v1 knows the classes alone that have a row."""
+    y = torch.tensor([0, 1, 2, 3, 1, 1, 0])
+    labels = Labels(CLASSES, **options)
+    h, t = streams(len(y))
+    made = objective(kind, labels, k=2)
+    view = View(h=h, t=t, context=by_class(y, labels))
+    z, torch_y, torch_options = made.logits(view), y, dict(options)
+    if kind == "v1" and "ignore_index" in options and not distinct:
+        z, torch_y = z[:, [0, 2, 3]], torch.tensor([0, -100, 1, 2, -100, -100, 0])
+        torch_options |= {"weight": WEIGHT[[0, 2, 3]], "ignore_index": -100}
+    expected = torchs(kind, z, torch_y, **torch_options)
+    if not distinct:
+        view = View(h=h, t=t[y], context=by_sample(y, labels))
+    torch.testing.assert_close(made(view), expected, rtol=1e-11, atol=1e-13)
+    grads = [torch.autograd.grad(value, [h, t], retain_graph=True) for value in (made(view), expected)]
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+    for name, without in (("label_smoothing", 0.0), ("weight", None)):
+        if name in options:
+            other = objective(kind, Labels(CLASSES, **options | {name: without}), k=2)
+            assert abs(float((other(view) - expected).detach())) > 1e-3
+
+
+def test_v14_takes_one_of_its_class_and_smoothing_does_not_ask_which() -> None:
+    """The last of its class in place of the first: rows of one class are equal."""
+    y = torch.tensor([2, 0, 2, 1, 3])
+    assert positives("v14", y, 1).argmax(1).tolist() == [0, 1, 0, 3, 4]
+    h, t = streams(len(y))
+    made = objective("v14", Labels(CLASSES, label_smoothing=0.3))
+    view = View(h=h, t=t, context=by_class(y))
+    last = F.cross_entropy(made.logits(view)[:, y], torch.tensor([2, 1, 2, 3, 4]), label_smoothing=0.3)
+    torch.testing.assert_close(made(view), last, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=lambda o: " ".join(o))
+def test_probabilities_smoothed_and_weighted_as_torch_has_it(options: dict[str, Any]) -> None:
+    soft = torch.rand(6, CLASSES, dtype=torch.float64).softmax(1)
+    h, t = streams(6)
+    made = objective("v1", Labels(CLASSES, **options))
+    view = View(h=h, t=t, context=by_class(soft))
+    torch.testing.assert_close(made(view), F.cross_entropy(made.logits(view), soft, **options), rtol=1e-11, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["v9", "v14", "v15"])
 def test_more_classes_than_samples_take_one_row_a_sample_and_equal_class_rows(kind: str) -> None:
     """A model attached with 9 classes and batches of 6: by hand with nine rows, of which the absent do not count."""

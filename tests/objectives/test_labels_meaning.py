@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from imprint.errors import LabelError, ShapeError
-from imprint.objectives import Goodness, Head, Labels, Spec, Target, TargetFeedback, View
+import imprint
+from imprint.errors import ArgumentError, LabelError, ShapeError
+from imprint.functional.similarity_matching import centered_cosine
+from imprint.objectives import Goodness, Head, Labels, SimilarityMatching, Spec, Target, TargetFeedback, View
 
 CLASSES = 4
 WEIGHT = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
@@ -79,7 +81,7 @@ def made(objective: Any, labels: Labels, width: int = 5, target: tuple[int, ...]
     return objective
 
 
-@pytest.mark.parametrize("make", [Head, TargetFeedback, Goodness], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [Head, TargetFeedback, Goodness, SimilarityMatching], ids=lambda m: m.__name__)
 def test_an_objective_counts_labelled_rows_by_weight(make: Any) -> None:
     """The same loss on the labelled rows alone, and on rows repeated by their weight."""
     y = torch.tensor([0, -100, 1, 1, -100, 3])
@@ -121,3 +123,57 @@ def test_target_feedback_is_the_gradient_it_says(kind: str) -> None:
     target = F.one_hot(y, CLASSES).double() if kind == "labels" else y
     torch.testing.assert_close(torch.autograd.grad(loss, h)[0], target @ objective.feedback / 6, rtol=1e-12, atol=0)
     assert objective.feedback.abs().max() <= (6 / 5) ** 0.5 and not list(objective.parameters())
+
+
+def test_smoothed_labels_throw_the_mixture() -> None:
+    y, h = torch.tensor([0, -100, 2, 3]), torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    objective = made(TargetFeedback(), Labels(CLASSES, label_smoothing=0.2))
+    loss = objective(View(h=h, context=Target(y)))
+    wanted = 0.8 * F.one_hot(y.clamp(min=0), CLASSES).double() + 0.2 / CLASSES
+    has = (y != -100).double()[:, None]
+    expected = (wanted @ objective.feedback) * has / 3
+    torch.testing.assert_close(torch.autograd.grad(loss, h)[0], expected, rtol=1e-7, atol=1e-9)
+    assert (expected - (F.one_hot(y.clamp(min=0), CLASSES).double() @ objective.feedback) * has / 3).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["labels", "soft"])
+def test_similarity_matching_cannot_tell_smoothed_labels(kind: str) -> None:
+    y = torch.tensor([0, 1, 3, 3]) if kind == "labels" else torch.rand(4, CLASSES, dtype=torch.float64).softmax(1)
+    smooth = Labels(CLASSES, label_smoothing=0.3)
+    plain, mixed = (centered_cosine(v) for v in (smooth.onehot(y, torch.float64), smooth.smoothed(y, torch.float64)))
+    torch.testing.assert_close(plain, mixed, rtol=1e-6, atol=1e-7)
+    assert (smooth.onehot(y, torch.float64) - smooth.smoothed(y, torch.float64)).abs().max() > 0.01
+
+
+def test_goodness_refuses_smoothed_labels() -> None:
+    with pytest.raises(ArgumentError, match=r"cannot be smoothed[\s\S]*got:\s+0\.1[\s\S]*task_loss="):
+        Goodness().bind(Spec((5,)), Labels(CLASSES, label_smoothing=0.1))
+    made(Goodness(), Labels(CLASSES))
+
+
+@pytest.mark.parametrize(
+    "options,match",
+    [
+        ({"num_classes": 0}, "num_classes"), ({"num_classes": 2.0}, "num_classes"), ({"num_classes": True}, "True"),
+        ({"label_smoothing": -0.1}, "0..1"), ({"label_smoothing": 1.5}, "1.5"),
+        ({"weight": [1.0, 2.0]}, r"\[num_classes\][\s\S]*\[1.0, 2.0\]"), ({"weight": torch.ones(2, 2)}, "a class"),
+        ({"weight": torch.tensor([1.0, -1.0])}, "from 0"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        Labels(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight": WEIGHT}, {"label_smoothing": 0.1}, {"ignore_index": 3}], ids=lambda o: next(iter(o))
+)
+@pytest.mark.parametrize("rule", ["local_ce", "sigprop", "drtp", "backprop"])
+def test_values_have_no_class_weights_smoothing_or_missing_labels(rule: str, options: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    manager = imprint.attach(model, rule, labels=Labels(**options))
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    with pytest.raises(ArgumentError, match=rf"{next(iter(options))}=\) has no meaning[\s\S]*num_classes="):
+        manager.step(x, y)
+    assert manager.bound is None
+    imprint.attach(manager.detach(), rule).step(x, y)

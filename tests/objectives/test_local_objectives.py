@@ -53,6 +53,17 @@ def test_a_head_starts_at_zero_so_that_the_unit_waits_for_it() -> None:
     assert grads[0].abs().max() == 0.0 and grads[1].abs().max() > 0.01
 
 
+def test_a_head_teaches_all_tokens_of_a_sample_alike() -> None:
+    """It reads their mean: what tells one token from another (positions, patches) gets no gradient of its own."""
+    h = output((7, 6)).requires_grad_()
+    head = bound(Head(zero_init=False), (7, 6), True)
+    grad = torch.autograd.grad(head(View(h=h, context=Target(Y))), h)[0]
+    assert float((grad - grad[:, :1]).abs().max()) < 1e-15 < 1e-3 < float(grad.abs().max())
+    similarity = bound(SimilarityMatching(), (7, 6), True)
+    grad = torch.autograd.grad(similarity(View(h=h, context=Target(Y))), h)[0]
+    assert float((grad - grad[:, :1]).abs().max()) > 1e-3
+
+
 def test_a_label_a_token_is_learned_token_by_token() -> None:
     y = torch.randint(CLASSES, (4, 7))
     head, h = bound(Head(zero_init=False), (7, 6), True, target=(7,)), output((7, 6))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from imprint.diagnostics import read_records
 from imprint.errors import ArgumentError, CheckpointError
+from imprint.monitors.sinks import Sink
 from imprint.training import load_file, train_model
 
 from references.runs import EPOCHS, Augmented, Stop, StopAt, check_same, manager, run, samples
@@ -64,12 +66,46 @@ def test_resumes_in_the_middle_of_an_accumulation(stop: int, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker:UserWarning")  # on one core
 def test_resumes_with_workers(tmp_path: Path) -> None:
     run(tmp_path / "straight", "workers", "local_ce", 0, [], epochs=2)
     with pytest.raises(Stop):
         run(tmp_path / "again", "workers", "local_ce", 0, [StopAt(10)], epochs=2)
     run(tmp_path / "again", "workers", "local_ce", 5, [], epochs=2)
     check_same(tmp_path / "straight", tmp_path / "again")
+
+
+class Private(Dataset):
+    """Draws from a generator that is an attribute of an attribute: no checkpoint looks there."""
+
+    def __init__(self, held: bool) -> None:
+        self.x, self.y = samples()
+        own = torch.Generator().manual_seed(9)
+        self.generator, self.hidden = (own, []) if held else (None, [own])
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[i] + torch.randn(6, generator=self.generator or self.hidden[0]), self.y[i]
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["its own attribute", "hidden"])
+def test_random_numbers_that_a_dataset_hides_go_on_from_their_start(held: bool, tmp_path: Path) -> None:
+    """A generator that is an attribute of the dataset is restored, one that is hidden is not."""
+
+    def train(folder: str, *sinks: Sink) -> None:
+        train_model(
+            manager("local_ce", 0), Private(held), epochs=2, batch_size=4, seed=1, checkpoint=tmp_path / folder,
+            every=1, log=2, progress=False, sinks=sinks,
+        )  # fmt: skip
+
+    train("straight")
+    with pytest.raises(Stop):
+        train("again", StopAt(10))
+    train("again")
+    weights = [load_file(tmp_path / folder / "last.pt")["manager"]["model"] for folder in ("straight", "again")]
+    assert (differences(*weights) == []) == held
 
 
 def test_checkpoints_at_epochs_alone_and_at_the_very_start(tmp_path: Path) -> None:

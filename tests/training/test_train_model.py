@@ -300,6 +300,28 @@ def test_wrong_arguments_are_errors() -> None:
     assert manager.steps == 0
 
 
+def test_what_is_no_manager_and_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    x, y = torch.randn(8, 2), torch.randint(2, (8,))
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ArgumentError, match=r"no manager[\s\S]*Linear[\s\S]*imprint\.attach"):
+        imprint.train_model(model, (x, y), epochs=1)  # type: ignore[arg-type]
+    manager = imprint.attach(torch.nn.Sequential(model), "local_ce")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ArgumentError, match=r"checkpoint= is a file[\s\S]*folder"):
+        imprint.train_model(manager, (x, y), epochs=1, checkpoint=file)
+    assert manager.steps == 0
+
+
+def test_one_sink_needs_no_list(tmp_path: Path) -> None:
+    x, y = torch.randn(8, 2), torch.randint(2, (8,))
+    manager = imprint.attach(torch.nn.Sequential(torch.nn.Linear(2, 2)), "local_ce")
+    sink = imprint.monitors.sinks.CSV(tmp_path / "run.csv")
+    history = imprint.train_model(manager, (x, y), epochs=2, sinks=sink, progress=False)
+    assert isinstance(history, imprint.History)
+    assert {r.step for r in imprint.diagnostics.read_records(tmp_path / "run.csv")} == {1, 2}
+
+
 def test_a_model_in_eval_mode_is_trained_and_frozen_parts_of_it_stay_in_eval(digits: Path) -> None:
     manager = attached()
     manager.model.eval()

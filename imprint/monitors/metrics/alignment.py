@@ -37,14 +37,19 @@ class Alignment(Metric):
         super().__init__()
         self.every, self.updates, self.measuring = every, 0, False
         self.wanted: Params = {}
+        self.before: tuple[int, Params] = (-1, {})
         self.names: dict[int, str] = {}
 
     def started(self, learner: Learner, x: Any, y: Tensor | None) -> None:
         """Find backpropagation's gradient, if this update is to be measured."""
         super().started(learner, x, y)
-        if learner.gathered == 1:
+        steps, wanted = self.before
+        if steps == learner.steps:  # that step failed, and this one takes its place
+            self.wanted = wanted
+        elif learner.gathered == 1:
             self.measuring, self.wanted = self.updates % self.every == 0, {}
             self.updates += 1
+        self.before = learner.steps, self.wanted
         if self.measuring and y is not None:
             self.names = {id(p): name for name, p in learner.model.named_parameters()}
             self.wanted = add(self.wanted, backprop_gradients(learner.model, x, y, learner.task_loss))
@@ -68,3 +73,4 @@ class Alignment(Metric):
         """The counterpart of :meth:`state_dict`."""
         super().load_state_dict(state)
         self.updates, self.measuring, self.wanted = state["updates"], state["measuring"], dict(state["wanted"])
+        self.before = (-1, {})

@@ -1,0 +1,89 @@
+"""What runs a plan: an interface, and what is registered under which name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from ..errors import ArgumentError
+from ..graph import Graph, Result
+from .timetable import Timetable
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``Recording.compile`` was asked for.
+
+    Attributes:
+        fuse_projections: join projections of several edges into one product.
+        fuse_port_sums: add what several edges bring within that product.
+    """
+
+    fuse_projections: bool = True
+    fuse_port_sums: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, bool):
+                raise ArgumentError(f"compile({name}=)", "it is on or off", expected="True | False", got=repr(value))
+
+
+class Backend:
+    """Runs a graph by a fixed timetable. A new one is one file:
+
+    >>> @register_backend("mine")
+    ... class Mine(Backend):
+    ...     '''Runs the graph itself.'''
+    ...     def rollout(self, batch, reset, keep):
+    ...         return self.graph.rollout(batch, reset, keep)
+    >>> registry.pop("mine").name
+    'mine'
+
+    It refuses options that it cannot honour when it is made, with an :class:`imprint.errors.ArgumentError`; what has no
+    effect on it is said in :meth:`notes`.
+
+    Args:
+        graph: what runs; bound, and as it was when it was recorded.
+        schedule: who is due when.
+        options: what was asked for.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, graph: Graph, schedule: Timetable, options: Options) -> None:
+        self.graph, self.schedule, self.options = graph, schedule, options
+
+    def rollout(self, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
+        """What ``graph.rollout`` does, with the same numbers; ``graph.run`` is this rollout afterwards."""
+        raise ArgumentError(
+            f"backend {self.name!r}", "it has no rollout", fix="write rollout(self, batch, reset, keep)"
+        )
+
+    def notes(self) -> dict[str, str]:
+        """What became of each option, by its name; what is not in it is honoured."""
+        return {}
+
+
+B = TypeVar("B", bound=type[Backend])
+registry: dict[str, type[Backend]] = {}
+
+
+def register_backend(name: str) -> Callable[[B], B]:
+    """Make a backend known by `name`: to ``compile``, to its error messages and to the conformance tests.
+
+    Raises:
+        ArgumentError: the name is taken, or the class is no Backend.
+    """
+
+    def register(cls: B) -> B:
+        where = f"register_backend({name!r})"
+        if not (isinstance(cls, type) and issubclass(cls, Backend)):
+            raise ArgumentError(where, "not a Backend", expected="a subclass of imprint.runtime.Backend", got=cls)
+        if name in registry and registry[name].__qualname__ != cls.__qualname__:
+            raise ArgumentError(where, "the name is taken", got=registry[name])
+        cls.name = name
+        registry[name] = cls
+        return cls
+
+    return register
