@@ -126,12 +126,12 @@ def local(graph: imprint.Graph, batch: dict[str, Tensor], update: Any) -> Callab
     return lambda: manager.step(batch, keep="last")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("batch", 32), ("ticks", 200), ("features", 64), ("hidden", 128), ("repeats", 15)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")

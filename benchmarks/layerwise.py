@@ -3,7 +3,8 @@
     python benchmarks/layerwise.py [--net vgg8b] [--batch 32] [--threads 1] [--out FILE.json]
 
 For each net and rule: the floor (operations a step cannot do without, counted, as a share of backprop's), the
-operations we do, the time and the transient memory, all as ratios to backprop.
+operations we do, the time and the transient memory, all as ratios to backprop. predsim has no floor here: its
+projections and similarities are operations that it cannot do without, and that the floor does not count.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def plain(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def floor(model: nn.Module, layers: str, rows: int, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """The least a rule with one local gradient can do: no heads, no second forward, no gradient of a unit's input."""
+    """The least a rule with one local gradient can do: no heads, no second forward, no gradient of a unit's input.
+
+    For local_ce and, with the context's `rows`, sigprop.
+    """
     units = [m for n, m in model.named_modules() if re.fullmatch(layers, n)]
 
     def step() -> None:
@@ -82,11 +86,13 @@ def measure(net: str, batch: int, repeats: int) -> list[dict[str, Any]]:
     work = {name: flops(step) for name, step in steps.items()}
     rows = []
     for rule in RULES:
-        least = flops(floor(copy.deepcopy(model), layers, 10 if rule == "sigprop" else 0, x, y)) / work["backprop"]
+        least = None
+        if rule != "predsim":
+            least = flops(floor(copy.deepcopy(model), layers, 10 if rule == "sigprop" else 0, x, y)) / work["backprop"]
         ratio = seconds[rule] / seconds["backprop"]
         rows.append({
             "net": net, "batch": batch, "rule": rule, "floor": least, "flops": work[rule] / work["backprop"],
-            "time": ratio, "time/floor": ratio / least, "memory": memory[rule] / memory["backprop"],
+            "time": ratio, "time/floor": least and ratio / least, "memory": memory[rule] / memory["backprop"],
             "ms": seconds[rule] * 1e3, "backprop ms": seconds["backprop"] * 1e3,
             "MB": memory[rule] / 1e6, "backprop MB": memory["backprop"] / 1e6,
         })  # fmt: skip
@@ -112,14 +118,15 @@ def depth_memory(depths: tuple[int, ...] = (4, 8, 16, 32), batch: int = 128) -> 
     return rows
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--net", choices=[*NETS, "all"], default="all")
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32], help="of the residual MLP, for memory")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="of torch; one measures steadiest")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
     print("| net | batch | rule | " + " | ".join(COLUMNS) + " |\n|---|---|---|" + "---|" * len(COLUMNS))
@@ -127,9 +134,9 @@ def main() -> None:
         for batch in args.batch:
             for row in measure(net, batch, args.repeats):
                 rows.append(row)
-                numbers = (f"{row[k]:.2f}" if i < 5 else f"{row[k]:.0f}" for i, k in enumerate(COLUMNS))
+                numbers = ("–" if row[k] is None else f"{row[k]:.{2 if i < 5 else 0}f}" for i, k in enumerate(COLUMNS))
                 tqdm.write(f"| {net} | {batch} | {row['rule']} | " + " | ".join(numbers) + " |")
-    depth = depth_memory()
+    depth = depth_memory(tuple(args.depths))
     print(
         "\nTransient MB of the residual MLP, batch 128:\n\n| "
         + " | ".join(depth[0])

@@ -102,7 +102,7 @@ def measure(rule: str, train: Split, test: Split, classes: int, seed: int, args:
     return row | ({"ridge": ridge(manager, train, test, classes)} if rule == "frozen" else {})
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     train, test, classes = load(args.data)
     rows = [measure(rule, train, test, classes, seed, args) for rule in args.rules for seed in range(args.seeds)]

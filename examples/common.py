@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import imprint
-from imprint.data import Data, load_h5
+from imprint.data import Data, SequenceDataset, load_demo_dataset, load_h5
 
 DIGITS = Path(__file__).resolve().parent / "data" / "digits.h5"
 
@@ -91,3 +92,25 @@ def backprop(
     manager = imprint.attach(make(), "backprop", num_classes=data.num_classes, optimizer=optimizer)
     fit(manager, data, args, batch)
     return accuracy(manager.predict, data)
+
+
+def sequences(args: argparse.Namespace) -> tuple[SequenceDataset, SequenceDataset]:
+    """Training and test sequences of ``--data``, standardised; of images the rows, from the top: 8 ticks of 8 pixels."""
+    train, test = (load_demo_dataset(args.data, split, batch_size=64, seed=args.seed) for split in ("train", "test"))
+    return train, test
+
+
+def train_and_test(
+    graph: imprint.Graph, rule: str, data: tuple[SequenceDataset, SequenceDataset], args: argparse.Namespace,
+    lr: float = 3e-3, head: str = "head", **options: Any,
+) -> float:  # fmt: skip
+    """Attach a rule, learn for ``args.epochs`` rounds with a step size that falls to zero; accuracy on the test data."""
+    train, test = data
+    falling = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
+    adam = lambda params: torch.optim.Adam(params, lr)
+    imprint.attach(graph, rule, num_classes=train.num_classes, optimizer=adam, scheduler=falling, **options)
+    history = imprint.train_graph(
+        graph, train, epochs=args.epochs, val_dataset=test, val_every=args.epochs,
+        metric_fn=imprint.last_step_accuracy(head),
+    )  # fmt: skip
+    return history.epochs[-1].val["accuracy"]

@@ -3,7 +3,7 @@
 The label is written over the first pixels. Inference tries every label and takes the one with the most goodness,
 summed over the layers; nothing is ever differentiated through more than one of them.
 
-Prints, on the digits: ``forward_forward  digits  95.83%  97.22%`` and the seconds.
+Prints, on the digits: ``forward_forward  digits  95.83%  98.06%`` and the seconds.
 """
 
 from __future__ import annotations

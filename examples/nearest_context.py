@@ -3,7 +3,7 @@
 Signal propagation sends one context row a class through the same weights as the data. Once trained, every layer can
 classify by itself: its output is compared with the outputs for the ten contexts. No layer has ever seen a logit.
 
-Prints a line a layer, then, on the digits: ``nearest_context  digits  98.06%  98.06%`` and the seconds.
+Prints a line a layer, then, on the digits: ``nearest_context  digits  98.89%  98.61%`` and the seconds.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class GradientWatcher(Probe, Observer):
 
     def rolling(self, run: Rollout, learns: bool) -> None:
         """Listen to all that is there now."""
-        plain = self.graph.learning is None and torch.is_grad_enabled()
+        plain = self.graph.manager is None and torch.is_grad_enabled()
         self._mode = "updates" if learns else "passes" if plain else "off"
         self._listen()
         if self._mode != "off" and run.offset == 0:
@@ -161,11 +161,11 @@ class GradientWatcher(Probe, Observer):
             edge.tap = self._edge_tap
             self.edges.setdefault(edge.name, Gathered())
             self.back.setdefault(edge.name, Gathered())
-        if graph.learning is None:
+        if graph.manager is None:
             self._arm()
             return
         self._disarm()
-        for group in graph.learning.groups:
+        for group in graph.learning.groups if graph.learning is not None else ():
             if self not in group.prop.probes:
                 group.prop.probes = [*group.prop.probes, self]
 

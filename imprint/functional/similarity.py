@@ -79,7 +79,8 @@ def similarity_logits(h: Tensor, t: Tensor, similarity: str = "dot", temperature
     size, h, t = positions(h), as_rows(h), as_rows(t)
     if similarity == "cosine":
         # the norms divide the [B, R] product, not the streams: no second copy of h, forward or backward
-        lengths = torch.outer(*(torch.linalg.vector_norm(v, dim=1).clamp_min(1e-12) for v in (h, t)))
+        least = max(1e-12, torch.finfo(h.dtype).tiny) if h.dtype != torch.float16 else 2e-3  # its square is a number
+        lengths = torch.outer(*(torch.linalg.vector_norm(v, dim=1).clamp_min(least) for v in (h, t)))
         return h @ t.T / (lengths * temperature)
     if similarity == "l2":
         distance = h.square().sum(1)[:, None] + t.square().sum(1) - 2 * (h @ t.T)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, DataError, LabelError, ShapeError
+from ..errors import ArgumentError, DataError, LabelError, ShapeError, StateError
 from ..objectives import BatchKey, PortDrive, PortOutput, ShiftedInput, Term
 from .module import Module
 
@@ -79,10 +79,10 @@ def make_due(run: Rollout, module: Module, name: str, term: Term) -> Due:
     due.valid = length
     if length is not None:
         due.counts = length.sum(1).to(run.dtype)
-        weight = None if term.labels is None else term.labels.weight
-        if weight is not None and due.y is not None and not due.y.is_floating_point():
-            shown = weight.to(due.counts)[due.y.clamp_min(0)]
-            due.counts = (shown * length).sum(1)
+    weight = None if term.labels is None else term.labels.weight
+    if weight is not None and due.y is not None and not due.y.is_floating_point():
+        shown = weight.to(device=run.device, dtype=run.dtype)[due.y.clamp_min(0)]
+        due.counts = (shown if length is None else shown * length).sum(1)
     return due
 
 
@@ -105,6 +105,11 @@ def _shifted(run: Rollout, due: Due, target: ShiftedInput) -> Tensor | None:
             expected=f"one of {', '.join(run.sources)}", fix="graph.add(source)",
         )  # fmt: skip
     if run.streaming:
+        if target.shift < 0:
+            raise StateError(
+                f"module {due.module.name!r}, objective {due.term.name!r}", "a stream does not keep its past inputs",
+                expected="a shift of 0, 1, …", got=target, fix="a batch key with the target of each tick, or rollouts",
+            )  # fmt: skip
         due.read, due.lag = _reader(run, f"{target.source.name}.out", target.shift, due.name), target.shift
         return None
     at = [t + target.shift - run.offset for t in due.ticks]

@@ -158,7 +158,7 @@ class Graph(Structure):
         Args:
             batch: sources' keys ``[B, T, …]``, targets, and optionally ``"length"``: ticks of each row. Padding neither
                 learns nor counts: a row keeps its state and its last emission past its length.
-            reset: False continues states, traces and the local tick of the last rollout.
+            reset: False continues states, traces and the local tick of the last rollout; gradient stays in this one.
             keep: ``"all"`` records drives and emissions, ``"emissions"`` those alone, ``"last"`` only what ports hold
                 at the end.
 
@@ -183,7 +183,7 @@ class Graph(Structure):
     def reset(self, rows: Tensor | None = None) -> Graph:
         """Forget states, traces and what ports hold: of all rows, or of those in the mask ``[B]``."""
         if rows is not None:
-            check_rows(rows)
+            check_rows(rows, None if self.run is None else self.run.rows)
         if rows is None or self.run is None:
             self.run = None
         else:
@@ -227,12 +227,12 @@ class Graph(Structure):
                     "rollout", "it continues another number of rows", expected=past.rows, got=run.rows,
                     fix="graph.reset() first",
                 )  # fmt: skip
+        reach = self.reach()
+        extra = {} if self.learning is None else self.learning.reach()
+        for key in self.sizes:
+            run.signals[key] = Signal(run.zero(key), max(reach.get(key, 0), extra.get(key, 0)))
+        if past is not None:
             run.continues(past)
-        else:
-            reach = self.reach()
-            extra = {} if self.learning is None else self.learning.reach()
-            for key in self.sizes:
-                run.signals[key] = Signal(run.zero(key), max(reach.get(key, 0), extra.get(key, 0)))
         if run.keep != "last":
             run.kept = {key: [] for key in self.sizes if run.keep == "all" or ":" not in key}
 
@@ -267,7 +267,7 @@ class Graph(Structure):
         return torch.stack([v.reshape(()) for v in losses.values()]).sum()
 
     def _warn_unreached(self) -> None:
-        if self._warned or self.learning is not None:
+        if self._warned or self.manager is not None:
             return
         self._warned = True
         names = [n for n in self.unreached() if any(True for _ in self[n].parameters())]
@@ -355,5 +355,12 @@ class Graph(Structure):
         return to_dot(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        passing: dict[str, Any] = {"run": None, "manager": None, "learning": None, "_runners": None, "_dues": [], "_learned": False}
+        passing: dict[str, Any] = {
+            "run": None,
+            "manager": None,
+            "learning": None,
+            "_runners": None,
+            "_dues": [],
+            "_learned": False,
+        }
         return {**self.__dict__, **passing}  # copies and pickles are attached to nothing and have not run

@@ -212,11 +212,10 @@ class Learning:
         batch = self.signal.batch(self.graph.sources, run.ticks)
         made = Rollout(self.graph, batch, "last", run.offset, run.streaming)
         past = None if self.graph.run is None or run.offset == 0 else self.graph.run.partner
+        for key, signal in run.signals.items():
+            made.signals[key] = Signal(made.zero(key), signal.reach)
         if past is not None:
             made.continues(past)
-        else:
-            for key, signal in run.signals.items():
-                made.signals[key] = Signal(made.zero(key), signal.reach)
         run.partner = made
 
 

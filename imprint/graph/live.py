@@ -40,6 +40,8 @@ class LiveGroup:
 
     def learn(self, run: Rollout, start: int, stop: int) -> None:
         """The block `start` to `stop` has run: gather its gradient, and update if its period is over."""
+        if not self.prop.optimizers:
+            return
         agenda = self.agenda
         ticks = [t for t in range(start, stop) if t in agenda.at]
         found = [self._loss(run, name, ticks) for name in agenda.dues]

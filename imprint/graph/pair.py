@@ -55,10 +55,13 @@ class PairUnit:
         term = self.terms[name]
         key, labels, y = f"{name.split('.')[0]}.{term.on}", term.labels, due["y"]
         assert labels is not None
-        if due["valid"] is not None:
-            y = y.masked_fill(~due["valid"], labels.ignore_index)
+        h, valid = out[0][key], due["valid"]
+        if valid is not None and labels.soft(y):  # no probabilities mean "none"
+            h, y = h[valid], y[valid]
+        elif valid is not None:
+            y = y.masked_fill(~valid, labels.ignore_index)
         target = Target(y, labels.index(y), labels.onehot(y).sum(0), True)
-        return term(View(h=out[0][key], t=out[1][key], context=target)) * due["share"]
+        return term(View(h=h, t=out[1][key], context=target)) * due["share"]
 
 
 class PairLearner(Learner):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..errors import ArgumentError, DataError, ShapeError
 from .bind import check_bound_size
@@ -56,7 +57,7 @@ class Rollout:
         self._valid: Tensor | None = None
         if self.lengths is not None:
             length = torch.tensor(self.lengths, device=self.device)
-            self._valid = torch.arange(self.full_ticks, device=self.device)[:, None] < length
+            self._valid = torch.arange(self.ticks, device=self.device)[:, None] < length
         self.hidden: dict[str, Tensor | None] = {}
         for name, x in self.sources.items():
             self.sources[name] = self._shown(name, x)
@@ -69,9 +70,10 @@ class Rollout:
         self.start = self.stop = offset
 
     def _shown(self, name: str, x: Tensor) -> Tensor:
-        """The input, checked, zero past each row's length; what is hidden from the graph is drawn here."""
+        """The input up to the longest row, checked, zero past each row's length; what is hidden is drawn here."""
         source = self.graph.sources[name]
         check_bound_size(self.graph, source, x)
+        x = x[:, : self.ticks]
         x = x.to(self.dtype) if x.is_floating_point() else x
         valid = None if self._valid is None else self._valid.T
         source.check(x, valid)
@@ -137,9 +139,14 @@ class Rollout:
     # -- time
 
     def continues(self, past: Rollout) -> None:
-        """Go on from what `past` left; `past` itself stays as it is, to be gone on from again if this one fails."""
-        self.signals = {key: signal.copy() for key, signal in past.signals.items()}
-        self.states = dict(past.states)
+        """Go on from what `past` left; `past` itself stays as it is, to be gone on from again if this one fails.
+
+        No gradient reaches back into it: what lies between may be a step of its weights.
+        """
+        for key, signal in self.signals.items():
+            if key in past.signals:
+                self.signals[key] = past.signals[key].copy(signal.reach)
+        self.states = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, past.states)
 
     def value(self, key: str, tick: int) -> Tensor:
         """What a port holds at a tick of the present chunk or one before it."""

@@ -27,10 +27,11 @@ class Signal:
         self.stack: Tensor | None = None
         self.counts: list[int] = []
 
-    def copy(self) -> Signal:
-        """Between chunks, with nothing of the next one: the same past."""
-        made = Signal(self.before, 0)
-        made.reach, made.history = self.reach, list(self.history)
+    def copy(self, reach: int | None = None) -> Signal:
+        """Between chunks, with nothing of the next one: the same past, in constants; as far back as it is read now."""
+        made = Signal(self.before.detach(), self.reach if reach is None else reach)
+        known = [value.detach() for value in self.history] or [made.before]
+        made.history = [known[min(j, len(known) - 1)] for j in range(made.reach)]
         return made
 
     @property
@@ -53,7 +54,8 @@ class Signal:
     def stacked(self) -> Tensor:
         """Emissions of the chunk, ``[E, B, …]``."""
         if self.stack is None:
-            self.stack = torch.stack(self.emissions) if self.emissions else self.before[None][:0]
+            with torch.enable_grad():  # a reader at rest may be the first to ask, and it must not cut the graph
+                self.stack = torch.stack(self.emissions) if self.emissions else self.before[None][:0]
         return self.stack
 
     def at(self, i: int, delay: int = 0) -> Tensor:

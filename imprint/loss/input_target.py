@@ -20,12 +20,22 @@ POSITIVES = ("targets", "labels")
 
 
 def _contrast(
-    where: str, h1: Tensor, t1: Tensor, t0: Tensor, y: Any, similarity: str, temperature: float, positives: str,
-    rows: str, k: int | None = None, one: bool = False,
+    where: str, h1: Tensor, t1: Tensor, t0: Tensor, y: Any, similarity: str, temperature: float,
+    positives: str | None, rows: str, k: int | None = None, one: bool = False,
 ) -> Tensor:  # fmt: skip
     check_rows(where, rows, h1, t1)
+    if positives is None:
+        positives = "labels" if rows == "class" else "targets"
     if positives not in POSITIVES:
-        raise ArgumentError(where, "unknown positives", expected=" | ".join(map(repr, POSITIVES)), got=repr(positives))
+        raise ArgumentError(
+            where, "unknown positives", expected=" | ".join(map(repr, POSITIVES)), got=repr(positives),
+            fix="positives='labels'",
+        )  # fmt: skip
+    if rows == "class" and positives == "targets":
+        raise ArgumentError(
+            where, "rows='class' takes its positives from the labels", expected="positives='labels'",
+            got="positives='targets'", fix="leave positives= out, or rows='sample' for positives by similar targets",
+        )  # fmt: skip
     logits = similarity_logits(h1, t1, similarity, temperature)
     if rows == "class":
         return by_class(logits, y, 1 if one else k)
@@ -36,7 +46,7 @@ def _contrast(
 @configurable
 def v9_input_target_max_all(
     sp_learn: Any, h1: Tensor, t1: Tensor, h0: Tensor, t0: Tensor, y_onehot: Any, *,
-    similarity: str = "dot", temperature: float = 1.0, positives: str = "targets", rows: str = "sample",
+    similarity: str = "dot", temperature: float = 1.0, positives: str | None = None, rows: str = "sample",
 ) -> Tensor:  # fmt: skip
     r"""Resemble every context row whose target is most similar to one's own.
 
@@ -53,7 +63,8 @@ def v9_input_target_max_all(
         y_onehot: the labels; read if `positives` or `rows` asks for them.
         similarity: of H with T and of targets: ``"dot"``, ``"cosine"`` or ``"l2"`` (right for regression).
         temperature: divides the logits.
-        positives: ``"targets"``, by Q; ``"labels"``, rows of the same label: right also after dropout.
+        positives: ``"targets"``, by Q; ``"labels"``, rows of the same label: right also after dropout. None is
+            ``"targets"`` for a row a sample, ``"labels"`` for a row a class, which has no others.
         rows: ``"sample"``, one context row each; ``"class"``, one row a class, in order. The latter is the loss with
             ``positives="labels"`` at less cost, by :func:`imprint.functional.class_contrast`; it is exact where all
             samples of a class have the same context output, that is without BatchNorm or dropout on the context.
@@ -78,7 +89,7 @@ def v9_input_target_max_all(
 @configurable
 def v14_input_target_max_rand(
     sp_learn: Any, h1: Tensor, t1: Tensor, h0: Tensor, t0: Tensor, y_onehot: Any, *,
-    similarity: str = "dot", temperature: float = 1.0, positives: str = "targets", rows: str = "sample",
+    similarity: str = "dot", temperature: float = 1.0, positives: str | None = None, rows: str = "sample",
 ) -> Tensor:  # fmt: skip
     r"""Resemble one context row among those most similar to one's own, drawn at random.
 
@@ -102,8 +113,8 @@ def v14_input_target_max_rand(
 @configurable
 def v15_input_target_topk(
     sp_learn: Any, h1: Tensor, t1: Tensor, h0: Tensor, t0: Tensor, y_onehot: Any, *,
-    k: int = 5, topk: int | None = None,
-    similarity: str = "dot", temperature: float = 1.0, positives: str = "targets", rows: str = "sample",
+    k: int = 5,
+    similarity: str = "dot", temperature: float = 1.0, positives: str | None = None, rows: str = "sample",
 ) -> Tensor:  # fmt: skip
     r"""Resemble the k context rows whose targets are most similar to one's own: v9 with the top k of Q.
 
@@ -116,11 +127,12 @@ def v15_input_target_topk(
         h0: not used.
         t0: :math:`T_0`, input on the context.
         y_onehot: the labels; read if `positives` or `rows` asks for them.
-        k: positives a sample; fewer where the batch, or with labels the class, has fewer.
-        topk: the same, by the reference implementation's name.
+        k: positives a sample; fewer where the batch, or with labels the class, has fewer. ``topk=``, the reference
+            implementation's name, is read as well.
         similarity: see :func:`v9_input_target_max_all`, as for the other options.
         temperature: divides the logits.
-        positives: ``"targets"`` or ``"labels"``; the latter has no false positives in classes of fewer than k.
+        positives: ``"targets"``, ``"labels"`` or None, as there; labels have no false positives in a
+            class of fewer than k.
         rows: ``"sample"`` or ``"class"``.
 
     Shape: h1 ``[B, ...]``, t1 ``[R, ...]``, t0 ``[R, ...]``; result a scalar.
@@ -137,5 +149,4 @@ def v15_input_target_topk(
     >>> v15_input_target_topk(k=2)(None, torch.zeros(3, 2), t, None, t, None) / torch.log(torch.tensor(3.0))
     tensor(2.)
     """
-    most = k if topk is None else topk
-    return _contrast("v15_input_target_topk", h1, t1, t0, y_onehot, similarity, temperature, positives, rows, k=most)
+    return _contrast("v15_input_target_topk", h1, t1, t0, y_onehot, similarity, temperature, positives, rows, k=k)

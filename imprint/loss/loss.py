@@ -15,6 +15,7 @@ from ..errors import ArgumentError, ShapeError, did_you_mean
 ARGUMENTS = ("sp_learn", "h1", "t1", "h0", "t0", "y_onehot")
 LossFunction = Callable[..., Tensor]
 ROWS = ("sample", "class")
+ALIASES = {"topk": "k"}  # names of the reference implementation
 
 
 class Loss(nn.Module, ABC):
@@ -82,6 +83,14 @@ def configurable(function: LossFunction) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def loss(*arguments: Any, **chosen: Any) -> Any:
+        for alias, name in ALIASES.items():
+            if alias in chosen and name in options:
+                if name in chosen:
+                    raise ArgumentError(
+                        f"loss {function.__name__}", f"{alias}= beside {name}=, which is the same",
+                        got=f"{name}={chosen[name]!r}, {alias}={chosen[alias]!r}", fix=f"leave out {alias}=",
+                    )  # fmt: skip
+                chosen[name] = chosen.pop(alias)
         for name in chosen:
             if name not in options:
                 raise ArgumentError(
@@ -94,6 +103,7 @@ def configurable(function: LossFunction) -> Callable[..., Any]:
                 f"loss {function.__name__}", "wrong arguments",
                 expected=f"({', '.join(ARGUMENTS)}), or options: {', '.join(options)}",
                 got=f"{len(arguments)} arguments and {sorted(chosen)}",
+                fix="the six arguments, or options by name",
             )  # fmt: skip
         return Configured(loss, dict(zip(options, arguments, strict=False)) | chosen)
 
@@ -121,7 +131,9 @@ def check_rows(where: str, rows: str, h1: Tensor, t1: Tensor) -> None:
     >>> check_rows("a loss", "sample", torch.zeros(4, 3), torch.zeros(4, 3))
     """
     if rows not in ROWS:
-        raise ArgumentError(where, "unknown rows", expected=" | ".join(map(repr, ROWS)), got=repr(rows))
+        raise ArgumentError(
+            where, "unknown rows", expected=" | ".join(map(repr, ROWS)), got=repr(rows), fix="rows='class'"
+        )
     if len(h1) == 0 or len(t1) == 0:
         raise ShapeError(
             where, "the batch is empty", expected="at least one sample and one context row",

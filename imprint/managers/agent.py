@@ -106,6 +106,13 @@ class LayerAgent:
         own = [p for k, p in self.unit.parameters().items() if not k.startswith(OBJECTIVE)]
         return self.rule.learns and any(p.requires_grad for p in own)
 
+    @property
+    def learns_alone(self) -> bool:
+        """Does it learn from a batch without targets?"""
+        objective = self.unit.objective
+        hears = self.open or objective.needs_labels or objective.needs_context
+        return self.learns and not (self.frozen or hears)
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the unit; everything that enters and leaves it is detached, unless it is open."""
         if not self.open:

@@ -98,13 +98,20 @@ def named(units: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
     Raises:
         UnknownNameError: a pattern that matches none.
+        ArgumentError: a pattern that is no regular expression.
 
     >>> named(["stem", "blocks.0", "blocks.1"], [r"blocks\.\d"])
     ['blocks.0', 'blocks.1']
     """
     units, found = list(units), []
     for pattern in patterns:
-        matching = [n for n in units if re.fullmatch(pattern, n)]
+        try:
+            matching = [n for n in units if re.fullmatch(pattern, n)]
+        except (re.error, TypeError) as error:
+            raise ArgumentError(
+                "manager", "a pattern is no regular expression", expected="names of units, or patterns of them",
+                got=f"{pattern!r}: {error}", fix="re.escape(name) for a name with special characters",
+            ) from None  # fmt: skip
         if not matching:
             raise UnknownNameError("manager", f"no unit matches {pattern!r}", fix=did_you_mean(pattern, units))
         found += matching

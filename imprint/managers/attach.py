@@ -121,8 +121,14 @@ def attach(
     if signal is not None and not isinstance(signal, nn.Module):
         example_signal = "signal=nn.Linear(num_classes, numel of the input)"
         raise ArgumentError("attach", "signal= is no module", got=repr(signal), fix=example_signal)
+    if labels is not None and not isinstance(labels, Labels):
+        fix = "num_classes= for their number alone, or labels=imprint.Labels(10, label_smoothing=0.1)"
+        raise ArgumentError("attach", "labels= is no imprint.Labels", got=repr(labels).split("\n")[0], fix=fix)
     if labels is not None and num_classes is not None and labels.num_classes not in (None, num_classes):
-        raise ArgumentError("attach", "num_classes contradicts labels", expected=labels.num_classes, got=num_classes)
+        raise ArgumentError(
+            "attach", "num_classes contradicts labels", expected=labels.num_classes, got=num_classes,
+            fix="leave num_classes= out",
+        )  # fmt: skip
     meaning = labels or Labels()
     if num_classes is not None:
         meaning = replace(meaning, num_classes=num_classes)
@@ -191,7 +197,10 @@ WRAPPERS = {
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise ArgumentError("attach", "not a torch model", expected="an nn.Module", got=type(model).__name__)
+        raise ArgumentError(
+            "attach", "not a torch model", expected="an nn.Module", got=type(model).__name__,
+            fix="imprint.attach(nn.Sequential(...))",
+        )  # fmt: skip
     _check_wrapped("the model", model)
     for path, module in model.named_modules():
         if AGENT in module.__dict__:

@@ -8,6 +8,7 @@ from ..credit import Credit, Unrolled, Window
 from ..errors import ArgumentError, StateError, UnknownNameError, did_you_mean
 from ..graph import Graph
 from ..monitors.metric import Metric
+from ..monitors.metrics import UnitLoss
 from ..protos.auto import Auto
 from ..rules import Backprop, Rule, registry
 from .fill import label_target
@@ -58,6 +59,9 @@ def attach_graph(
             fix="leave num_classes= out",
         )  # fmt: skip
     check_classes(graph, num_classes)
+    for metric in metrics:
+        if isinstance(metric, UnitLoss):
+            metric.in_parts = True
     manager = GraphManager(graph, rule, credit, update, num_classes, optimizer, scheduler, grad_clip, metrics)
     if num_classes is not None:
         graph.num_classes = num_classes

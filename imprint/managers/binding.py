@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ImprintError, StateError
-from ..objectives import Spec
+from ..objectives import Labels, Spec
+from ..propagators.buffers import Buffers
 from ..rules import Backprop
 from .coverage import check_disjoint
 from .examine import classes_of as classes_of
 from .examine import examine
 from .explain import locate
 from .options import Inputs
-from .place import remember
+from .place import follow, remember
 
 if TYPE_CHECKING:
     from .manager import Manager
@@ -27,6 +28,7 @@ def bind(manager: Manager, inputs: Inputs, y: Tensor | None) -> None:
 
     Once it is built, heads stay: calls are counted anew, and what is written in place is looked at anew.
     """
+    follow(manager)
     check_disjoint(manager.model, manager.units.values())
     record = examine(manager, inputs, y)
     if manager.bound is None:
@@ -45,6 +47,7 @@ def bind(manager: Manager, inputs: Inputs, y: Tensor | None) -> None:
 def build(manager: Manager, record: dict[str, Any]) -> None:
     """Make heads, context and optimizers, and open the unit that learns from the task."""
     options = manager.options
+    manager.unbuilt = Unbuilt.of(manager)
     labels = options.labels = replace(options.labels, num_classes=record["num_classes"])
     manager.task.unit.labels = labels  # type: ignore[union-attr]
     params = dict(manager.model.named_parameters())
@@ -76,7 +79,9 @@ def build(manager: Manager, record: dict[str, Any]) -> None:
     if manager.context is not None and manager.context.learned:
         manager.schedulers["signal"] = options.equip(manager.context.prop, manager.context.parameters(), rule)
     manager.bound = record
-    manager.stateful = [m for m in manager.model.modules() if m._buffers]
+    manager.buffers = Buffers([manager.model])
+    for agent in manager.units.values():
+        agent.unit.buffers = manager.buffers.of(agent.unit.modules)
     remember(manager)
 
 
@@ -91,13 +96,41 @@ def take_sizes(manager: Manager, record: dict[str, Any]) -> None:
 
 
 def unbuild(manager: Manager) -> None:
-    """Undo :func:`build`: no heads, no optimizers."""
-    manager.bound, manager.schedulers, manager.places = None, {}, {}
+    """Undo :func:`build`: no heads, no optimizers, nothing known of sizes."""
+    if manager.unbuilt is not None:
+        manager.unbuilt.restore(manager)
+    manager.bound, manager.unbuilt, manager.schedulers, manager.places = None, None, {}, {}
+    manager.hung = []
     for agent in manager.units.values():
         agent.open, agent.frozen, agent.speaks = not agent.rule.local, not agent.rule.learns, False
         agent.expected, agent.seen = 0, ()
     for prop in manager.propagators.values():
         prop.params, prop.optimizers = {}, []
+        prop.reset()
+
+
+@dataclass(frozen=True, eq=False)
+class Unbuilt:
+    """What building changes for good: the labels, and what objectives and context stream consist of."""
+
+    labels: Labels
+    modules: dict[nn.Module, dict[str, Any]]
+
+    @staticmethod
+    def of(manager: Manager) -> Unbuilt:
+        """Of a manager that is not bound."""
+        tops: list[nn.Module] = [agent.unit.objective for agent in manager.units.values()]
+        tops += [manager.context.stream] if manager.context else []
+        modules = [m for top in tops for m in top.modules()]
+        parts = {m: {k: v.copy() if isinstance(v, dict) else v for k, v in m.__dict__.items()} for m in modules}
+        return Unbuilt(manager.options.labels, parts)
+
+    def restore(self, manager: Manager) -> None:
+        """Put it back."""
+        for module, attributes in self.modules.items():
+            module.__dict__.clear()
+            module.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in attributes.items()})
+        manager.options.labels = manager.task.unit.labels = self.labels  # type: ignore[union-attr]
 
 
 def require_bound(manager: Manager, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..propagators import Propagator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .manager import Manager
 
 FORMAT = 1
-KEYS = {"format", "rules", "bound", "model", "units", "signal", "steps", "gathered", "rng"}
+KEYS = {"format", "rules", "options", "bound", "model", "units", "signal", "steps", "gathered", "rng"}
 UNIT = {"objective", "optimizers", "schedulers", "carry", "ticks", "frozen"}
 SAME = ("num_classes", "target", "opened", "task", "frozen", "orphans")
 WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
@@ -38,7 +38,8 @@ def state_dict(manager: Manager) -> dict[str, Any]:
             "carry": prop.carry, "ticks": prop.ticks, "frozen": bool(agent and agent.frozen),
         }  # fmt: skip
     return kept({
-        "format": FORMAT, "rules": _rules(manager), "bound": manager.bound, "model": manager.model.state_dict(),
+        "format": FORMAT, "rules": _rules(manager), "options": _options(manager), "bound": manager.bound,
+        "model": manager.model.state_dict(),
         "units": units, "signal": manager.context.stream.state_dict() if manager.context else {},
         "steps": manager.steps, "gathered": manager.gathered, "rng": random_state(),
     })  # fmt: skip
@@ -53,22 +54,17 @@ def load_state_dict(manager: Manager, state: dict[str, Any]) -> None:
     check_keys(state, KEYS, "load_state_dict")
     if state["format"] != FORMAT:
         raise CheckpointError("load_state_dict", "another format", expected=FORMAT, got=state["format"])
-    before, labels, shells = state_dict(manager), manager.options.labels, {}
+    before = state_dict(manager)
     try:
         _check_before(manager, state)
         if manager.bound is None and state["bound"] is not None:
-            shells = _shells(manager)
             build(manager, kept(state["bound"]))
+        elif manager.bound is not None and state["bound"] is None:
+            unbuild(manager)
         _check(manager, state)
         _load(manager, state)
     except BaseException as error:
-        if shells:
-            unbuild(manager)
-            for module, attributes in shells.items():
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-            manager.options.labels = manager.task.unit.labels = labels  # type: ignore[union-attr]
-        _load(manager, before)
+        _go_back(manager, before)
         if isinstance(error, CheckpointError) or not isinstance(error, WRONG):
             raise
         raise CheckpointError(
@@ -76,11 +72,13 @@ def load_state_dict(manager: Manager, state: dict[str, Any]) -> None:
         ) from error
 
 
-def _shells(manager: Manager) -> dict[nn.Module, dict[str, Any]]:
-    """What objectives and context stream consist of before they are built."""
-    tops = [a.unit.objective for a in manager.units.values()] + ([manager.context.stream] if manager.context else [])
-    modules = [m for top in tops for m in top.modules()]
-    return {m: {k: v.copy() if isinstance(v, dict) else v for k, v in m.__dict__.items()} for m in modules}
+def _go_back(manager: Manager, before: dict[str, Any]) -> None:
+    """To `before`, whatever happened since."""
+    if before["bound"] is None and manager.unbuilt is not None:
+        unbuild(manager)
+    elif before["bound"] is not None and manager.bound is None:
+        build(manager, kept(before["bound"]))
+    _load(manager, before)
 
 
 def _scheduler(scheduler: Any) -> dict[str, Any]:
@@ -96,6 +94,18 @@ def _rules(manager: Manager) -> dict[str, dict[str, Any]]:
         plain = {k: v for k, v in options.items() if v is None or isinstance(v, bool | int | float | str)}
         rules[name] = {"rule": rule.name, **plain}
     return rules
+
+
+def _options(manager: Manager) -> dict[str, Any]:
+    """What else decides how it learns, in plain values."""
+    options, labels = manager.options, manager.options.labels
+    loss, weight = options.task_loss, labels.weight
+    return {
+        "accumulate": options.accumulate, "grad_clip": options.grad_clip,
+        "task_loss": None if loss is None else str(getattr(loss, "__qualname__", type(loss).__qualname__)),
+        "weight": None if weight is None else weight.tolist(),
+        "label_smoothing": labels.label_smoothing, "ignore_index": labels.ignore_index,
+    }  # fmt: skip
 
 
 def _check_before(manager: Manager, state: dict[str, Any]) -> None:
@@ -114,14 +124,17 @@ def _check_before(manager: Manager, state: dict[str, Any]) -> None:
                     f"unit {name!r}", f"it was saved with {what}", expected=rule.get(key), got=saved[name].get(key),
                     fix="attach with the same rule as the run that was saved",
                 )  # fmt: skip
+    options = _options(manager)
+    check_keys(state["options"], set(options), "load_state_dict")
+    for key, value in options.items():
+        if state["options"][key] != value:
+            raise CheckpointError(
+                "load_state_dict", f"it was saved with another {key}=", expected=value, got=state["options"][key],
+                fix="attach with the same options and labels as the run that was saved",
+            )  # fmt: skip
     check_tensors(state["model"], manager.model.state_dict(), "the model's weights")
     bound = state["bound"]
-    if bound is None and manager.bound is not None:
-        raise CheckpointError(
-            "load_state_dict", "it was saved before its manager was bound, and this one is bound",
-            fix="load it into a manager that has not taken a step",
-        )  # fmt: skip
-    for key in SAME if manager.bound is not None else ():
+    for key in SAME if manager.bound is not None and bound is not None else ():
         if bound[key] != manager.bound[key]:  # type: ignore[index]
             raise CheckpointError(
                 "load_state_dict", f"it was bound with another {key!r}", expected=manager.bound[key], got=bound[key]  # type: ignore[index]

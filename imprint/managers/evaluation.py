@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.batches import Source, batches, generators, length, move, split
-from ..errors import LabelError, StateError, UnknownNameError, did_you_mean
+from ..errors import ArgumentError, LabelError, StateError, UnknownNameError, did_you_mean
 from ..monitors.metric import Metric
 from ..objectives import Labels, hits
 from ..propagators.layer import primary
@@ -36,6 +36,11 @@ def predict(manager: Manager, x: Any, by: str, layers: str | Iterable[str] | Non
     manager.phase.require_idle("manager.predict")
     with evaluating(manager.model), torch.no_grad():
         if by == "output":
+            if layers is not None:
+                raise ArgumentError(
+                    "predict(by='output')", "layers= chooses units, and the model has one output", got=layers,
+                    fix="predict(x, by='local', layers=...)",
+                )  # fmt: skip
             if manager.context is not None and manager.bound is not None:
                 inputs = manager.context.data(inputs)
             return manager.model(*inputs.args, **inputs.kwargs)
@@ -66,8 +71,9 @@ def _local_scores(manager: Manager, inputs: Inputs) -> dict[str, Tensor]:
         with whole_calls():
             if manager.context is not None:
                 inputs.check_parts(manager.bound["parts"])  # type: ignore[index]
-                with phase.during("context"):
-                    manager.context.run(manager.model, manager.context.candidates(inputs))
+                if manager.labels.num_classes is not None:  # values have no context to be compared with
+                    with phase.during("context"):
+                        manager.context.run(manager.model, manager.context.candidates(inputs))
                 inputs = manager.context.data(inputs)
             with phase.during("score"):
                 manager.model(*inputs.args, **inputs.kwargs)

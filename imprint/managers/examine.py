@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..errors import CoverageError, DtypeError, LabelError, ShapeError
@@ -154,7 +154,7 @@ def _spec(agent: LayerAgent, out: Tensor | None, dim: int | None, batch: int, op
     return {
         "shape": () if out is None or not out.dim() else tuple(out.movedim(dim or 0, 0).shape[1:]),
         "batch_dim": dim or 0,
-        "channels_last": out is not None and _channels_last(agent, out.dim()),
+        "channels_last": out is not None and _channels_last(agent, out),
         "seen": [tuple(s) for s in agent.seen],
         "changes": (agent.input_changes, agent.output_changes),
     }  # fmt: skip
@@ -209,11 +209,36 @@ def classes_of(output: Any, y: Tensor) -> int:
     out = next((v for v in tree_flatten(output)[0] if isinstance(v, Tensor) and v.is_floating_point()), None)
     if out is None or out.dim() < 2:
         got = None if out is None else tuple(out.shape)
-        raise LabelError("bind", "the model's output has no classes", expected="num_classes=", got=got)
+        raise LabelError(
+            "bind", "the model's output has no classes", expected="an output [batch, classes]", got=got,
+            fix="pass num_classes= to attach",
+        )  # fmt: skip
     return int(out.shape[-1] if y.shape == out.shape[:-1] else out.shape[1])
 
 
-def _channels_last(agent: LayerAgent, dims: int) -> bool:
-    """Tokens [B, S, E] rather than maps [B, C, ...]: it has no layer for maps of so many dimensions inside."""
-    found = (SPATIAL.search(type(m).__name__) for top in agent.unit.modules for m in top.modules())
-    return dims > 2 and not any(hit and int(hit[2]) + 2 == dims for hit in found)
+def _channels_last(agent: LayerAgent, out: Tensor) -> bool:
+    """Tokens ``[B, S, E]`` rather than maps ``[B, C, ...]``.
+
+    A layer for maps of so many dimensions inside says maps, also one derived from torch's. Without any, four dimensions
+    are tokens only where a layer makes the last one, as in windowed transformers; three are.
+    """
+    inside = [m for top in agent.unit.modules for m in top.modules()]
+    if out.dim() < 3 or any(_spatial(m) + 2 == out.dim() for m in inside):
+        return False
+    return out.dim() == 3 or any(_last_width(m) == out.shape[-1] for m in inside)
+
+
+def _spatial(module: nn.Module) -> int:
+    """Of how many dimensions the maps are that a layer is for; 0 if it is for no maps."""
+    return max((int(hit[2]) for c in type(module).__mro__ if (hit := SPATIAL.search(c.__name__))), default=0)
+
+
+def _last_width(module: nn.Module) -> int | None:
+    """What a layer makes of the last dimension."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return module.normalized_shape[0]
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim
+    return module.embedding_dim if isinstance(module, nn.Embedding) else None

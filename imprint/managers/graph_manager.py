@@ -34,7 +34,7 @@ class GraphManager:
     """Trains a graph as it rolls forward; made by :func:`imprint.managers.attach`.
 
     It forms gradient groups of modules joined by open edges, gives each a propagator and each module an optimizer. That
-    happens at the first rollout, or at once where the graph is bound and what is needed is known.
+    happens at the first rollout that learns, or by :meth:`bind`.
 
     Attributes:
         graph: the graph.
@@ -89,10 +89,11 @@ class GraphManager:
 
     def _form(self, batch: Mapping[str, Any] | None, num_classes: int | None) -> None:
         graph = self.graph
-        self.target = label_target(graph, self.num_classes or num_classes, batch)
         groups = gradient_groups(graph)
         if self.rule.learns:
             check_own(groups)
+        if self.rule.filling() not in (None, "predict") and any(self._unserved(modules) for modules in groups):
+            self.target = label_target(graph, self.num_classes or num_classes, batch)
         learners: list[Learner] = []
         live: list[LiveGroup] = []
         rest: list[str] = []
@@ -125,7 +126,7 @@ class GraphManager:
         found: list[Module] = []
         for module in reversed(modules):  # one at the end serves those before it
             served = data if self.rule.filling() == "contrast" else reached(modules, data)
-            if module.name not in served and self.rule.learns and any(True for _ in own_parameters(module)):
+            if module.name not in served and self.rule.learns and any(p.requires_grad for p in own_parameters(module)):
                 found.append(module)
                 data.add(module.name)
         return found[::-1]
@@ -149,9 +150,9 @@ class GraphManager:
         if live:
             self._check_block(unit)
             return LiveGroup(unit, prop, self.update)
-        if self.rule.filling() != "contrast":
+        if self.rule.filling() != "contrast" or self.target is None:  # without a target nobody contrasts
             return Learner(unit, prop, self.update)
-        assert self.target is not None and self.target.labels.num_classes is not None and self.graph.known is not None
+        assert self.target.labels.num_classes is not None and self.graph.known is not None
         if self.signal is None:
             sizes = {n: self.graph.sizes[f"{n}.out"] for n in self.graph.sources}
             kind = {"dtype": self.graph.dtype, "device": self.graph.known["device"]}

@@ -15,17 +15,18 @@ from ..errors import LabelError, StateError
 from ..monitors.metric import Metric, gather
 from ..objectives import Labels, Target
 from ..propagators import Propagator
-from ..propagators.layer import borrowed_buffers, restored_on_error
+from ..propagators.buffers import Buffers
 from ..propagators.switch import learning_enabled
 from . import checkpoint, evaluation
 from .agent import Phase
 from .assignment import named
-from .binding import bind, require_bound
+from .binding import Unbuilt, bind, require_bound
 from .context import ContextPass
 from .coverage import check_joined
 from .intercept import detach as detach_model
 from .options import Inputs, Options, check_target
 from .place import Place, follow
+from .replaced import Hung
 from .table import table
 from .task import TaskUnit, learn_from_task
 
@@ -51,7 +52,9 @@ class Manager:
         self.bound: dict[str, Any] | None = None
         self.steps = self.gathered = 0
         self.places: dict[str, tuple[Tensor, Place]] = {}
-        self.stateful: list[nn.Module] = []
+        self.unbuilt: Unbuilt | None = None
+        self.hung: list[Hung] = []
+        self.buffers = Buffers([model])
         self.probes = {m.name: m for m in metrics}
         for prop in self.propagators.values():
             prop.probes = list(metrics)
@@ -93,14 +96,18 @@ class Manager:
 
         Args:
             x: a tensor, a tuple of arguments or a dict of keyword arguments of the model.
-            y: targets; None is legal when no unit needs them.
+            y: targets; None is legal where units learn and none of them needs targets.
 
         Raises:
-            StateError: the model is in eval mode, or gradients are off.
-            LabelError, ShapeError: the batch does not fit; nothing was changed.
+            StateError: the model is in eval mode, gradients are off, or a module was replaced since bind.
+            LabelError, ShapeError: targets are missing, or do not fit the inputs; nothing was changed.
+            ShapeError: names the unit that another size than at bind does not fit; units before it have learned.
+            ArgumentError: ``task_loss=`` returned a loss without a graph.
             NonFiniteError: names the unit; its weights are as they were.
 
         A step that fails leaves what ``accumulate=`` gathered before it as it was: the next batch takes its place.
+        A batch on the CPU without any label, in which no unit can learn, does not count there either; elsewhere it
+        counts with a gradient of zero, as finding out would wait for the device.
         """
         inputs = Inputs.of(x)
         self._check_batch(inputs, y)
@@ -112,19 +119,21 @@ class Manager:
         follow(self)
         if y is not None and y.device.type == "cpu" and not self.options.labels.valid(y).any():
             y = None
+        # a batch in which nothing can learn has no part in the mean that an update takes
+        counts = y is not None or any(agent.learns_alone for agent in self.units.values())
         before = [(prop, prop.carry, prop.ticks) for prop in self.propagators.values()]
-        self.gathered += 1
-        due = self.gathered >= self.options.accumulate
+        self.gathered += counts
+        due = counts and self.gathered >= self.options.accumulate
         try:
             for probe in self.probes.values():
                 probe.started(self, x, y)
-            with restored_on_error(self.stateful):
+            with self.buffers.kept_on_error():
                 # what earlier batches gathered is spent only once this one is through: units then step at the end
                 output = self._learn(inputs, y, 1.0 if due and self.gathered == 1 else None)
                 if due:
                     self.update()
         except BaseException:
-            self._take_back(before)
+            self._take_back(before, counts)
             raise
         self.steps += 1
         return output
@@ -149,7 +158,7 @@ class Manager:
         assert self.context is not None
         made, target = self.context.learn(inputs, y, share)
         self.phase.forget()
-        with borrowed_buffers([self.model]), self.phase.during("context", target, share, learns=True), torch.no_grad():
+        with self.buffers.borrowed(), self.phase.during("context", target, share, learns=True), torch.no_grad():
             self.context.run(self.model, made)
         return target
 
@@ -234,7 +243,7 @@ class Manager:
         return checkpoint.state_dict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load :meth:`state_dict`; an unbound manager binds from the sizes in it.
+        """Load :meth:`state_dict`: an unbound manager binds from the sizes in it, an unbound state undoes bind.
 
         Raises:
             CheckpointError: it does not fit; nothing was loaded.
@@ -272,6 +281,11 @@ class Manager:
                         "manager.step", "targets are missing", expected=f"y for unit {name!r} ({agent.rule.name})",
                         fix="manager.step(x, y); rows without a label carry ignore_index",
                     )  # fmt: skip
+            if learning_enabled() and not any(agent.learns_alone for agent in self.units.values()):
+                raise LabelError(
+                    "manager.step", "targets are missing", expected="y for the task loss: no unit learns without it",
+                    fix="manager.step(x, y); or manager.predict(x), which learns nothing",
+                )  # fmt: skip
             return
         if not isinstance(y, Tensor):
             raise LabelError("manager.step", "targets are not a tensor", got=type(y).__name__, fix="torch.as_tensor(y)")
@@ -282,11 +296,11 @@ class Manager:
         if self.bound is not None:
             check_target(y, self.options.labels, tuple(self.bound["target"]))
 
-    def _take_back(self, before: list[tuple[Propagator, Any, int]]) -> None:
+    def _take_back(self, before: list[tuple[Propagator, Any, int]], counts: bool) -> None:
         """Forget a batch that failed; what was gathered before it stays."""
         self.phase.forget()
-        if not self.gathered:  # the update itself failed, and nothing is left
+        if counts and not self.gathered:  # the update itself failed, and nothing is left
             return
-        self.gathered -= 1
+        self.gathered -= counts
         for prop, carry, ticks in before:
             prop.carry, prop.ticks = carry, ticks

@@ -41,7 +41,7 @@ class Options:
         """Give `prop` its parameters, optimizer and clipping; returns its schedulers.
 
         Raises:
-            ArgumentError: the builder returned something that cannot step one unit.
+            ArgumentError: a builder returned something that cannot step one unit.
         """
         prop.params, prop.grad_clip = params, self.grad_clip
         learned = [p for p in params.values() if p.requires_grad]
@@ -50,7 +50,16 @@ class Options:
             prop.optimizers = []
             return []
         prop.optimizers = [made]
-        return [] if self.scheduler is None else [self.scheduler(made)]
+        if self.scheduler is None:
+            return []
+        schedule = self.scheduler(made)
+        if not callable(getattr(schedule, "step", None)):
+            raise ArgumentError(
+                f"scheduler= of unit {prop.name!r}", "it returned nothing that steps",
+                expected="a learning rate schedule of torch", got=repr(schedule).split("\n")[0],
+                fix="scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 10)",
+            )  # fmt: skip
+        return [schedule]
 
 
 def build_optimizer(where: str, builder: OptimizerBuilder, learned: list[Tensor]) -> Optimizer | None:
@@ -89,8 +98,14 @@ class Inputs:
         """A tensor, a tuple of arguments, or a dict of keyword arguments.
 
         Raises:
-            DtypeError: x holds no tensor.
+            DtypeError: x holds no tensor, or is a list.
         """
+        if isinstance(x, list):
+            raise DtypeError(
+                "the input", "it is a list, which could mean several arguments or one",
+                expected="a tensor, a tuple of arguments or a dict of keyword arguments", got=f"a list of {len(x)}",
+                fix="tuple(x) for several arguments; (x,) for a model that takes a list",
+            )  # fmt: skip
         # a dict is ordered by name, so that its parts are told apart whatever order they are given in
         inputs = (
             Inputs((), dict(sorted(x.items())))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..propagators import Propagator
+from .replaced import follow_replaced, hang
 
 if TYPE_CHECKING:
     from .manager import Manager
@@ -21,16 +22,22 @@ def _place(weight: Tensor) -> Place:
 
 
 def remember(manager: Manager) -> None:
-    """Note where each unit's largest weight is, and the model's first for the rest."""
+    """Note what hangs on every module, where each unit's largest weight is, and the model's first for the rest."""
+    manager.hung = hang(manager.model)
     first = next(manager.model.parameters())
     weights = {n: max(a.unit.weights(), key=Tensor.dim) for n, a in manager.units.items()}
     manager.places = {name: (w, _place(w)) for name, w in ({"": first} | weights).items()}
 
 
 def follow(manager: Manager) -> None:
-    """Move what belongs to a unit whose weights moved since the last look."""
+    """Move what belongs to a unit whose weights were replaced or moved since the last look.
+
+    Raises:
+        StateError: what came in place of weights or modules does not fit; nothing was changed.
+    """
+    replaced = follow_replaced(manager)
     moved = {name: w for name, (w, place) in manager.places.items() if _place(w) != place}
-    if not moved:
+    if not moved and not replaced:
         return
     for name, weight in moved.items():
         manager.places[name] = (weight, _place(weight))

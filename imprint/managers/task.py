@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from ..credit import Params
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..objectives import Labels, Target
 from ..propagators import Propagator
 from ..propagators.layer import primary
@@ -67,9 +68,20 @@ def learn_from_task(task: Propagator, others: list[Propagator], output: object, 
         return
     unit = task.unit
     assert isinstance(unit, TaskUnit)
-    grads, loss, _ = task.diff(lambda p: (unit.loss(output, y), ()), params)
+    grads, loss, _ = task.diff(lambda p: (with_graph(unit.loss(output, y), output), ()), params)
     task.check(loss)
     for prop in members:
         prop.receive({k: grads[k] for k in prop.params if k in grads})
     for probe in task.probes:
         probe.learned(task, None, output, Target(y), loss)
+
+
+def with_graph(loss: Tensor, output: object) -> Tensor:
+    """The loss, unless it lost the graph that the output has: nothing could learn from it."""
+    if not loss.requires_grad and any(isinstance(v, Tensor) and v.requires_grad for v in tree_flatten(output)[0]):
+        raise ArgumentError(
+            "task_loss=", "it returns a loss without a graph, from which nothing can learn",
+            expected="a tensor with one number, with its graph", got="requires_grad=False",
+            fix="leave out detach(), item(), numpy() and torch.no_grad() in task_loss",
+        )  # fmt: skip
+    return loss

@@ -20,7 +20,7 @@ class Model(nn.Module):
         signal: takes ``(x, context, context)`` and returns ``(h, t)``.
 
     Raises:
-        ArgumentError: not a pair of input and context.
+        ArgumentError: a part is no module, or a layer of the chain is not wrapped; not a pair of input and context.
 
     >>> class Sum(Model):
     ...     def forward(self, input):
@@ -39,6 +39,7 @@ class Model(nn.Module):
                     type(self).__name__, f"its {role} is no torch module", got=type(part).__name__,
                     fix="the chain comes first, then the signal",
                 )  # fmt: skip
+        _check_wrapped(model, "")
         self.signal = signal
         self.model = model
 
@@ -60,6 +61,22 @@ class Model(nn.Module):
         h, t = self.signal((x, signal, context))
         h, t, context = self.model((h, t, context))
         return h
+
+
+def _check_wrapped(module: nn.Module, path: str) -> None:
+    """Refuse torch's own layers among the links of a Sequential: they take a tensor, and get ``(h, t, context)``."""
+    if not isinstance(module, nn.Sequential):
+        return
+    for name, child in module.named_children():
+        at = f"{path}.{name}" if path else name
+        _check_wrapped(child, at)
+        bare = type(child).__module__.startswith("torch.nn.modules.")
+        if bare and not isinstance(child, (nn.Sequential, nn.Identity)):
+            raise ArgumentError(
+                f"layer {at!r} of the chain", "it is not wrapped in a propagator",
+                expected="a link that takes and returns (h, t, context)", got=type(child).__name__,
+                fix=f"propagators.Fixed({type(child).__name__}(...)); Loss(...) where it learns",
+            )  # fmt: skip
 
 
 class Forward(Model):

@@ -121,7 +121,9 @@ def register_monitor(name: str) -> Callable[[M], M]:
 
     def register(cls: M) -> M:
         if name in registry and registry[name].__qualname__ != cls.__qualname__:
-            raise ArgumentError(f"register_monitor({name!r})", "the name is taken", got=registry[name])
+            raise ArgumentError(
+                f"register_monitor({name!r})", "the name is taken", got=registry[name], fix="another name"
+            )
         cls.name = name
         registry[name] = cls
         return cls
@@ -147,7 +149,9 @@ def make_metric(metric: str | Metric | type[Metric]) -> Metric:
             raise UnknownNameError("monitors", f"unknown monitor {metric!r}", fix=did_you_mean(metric, registry))
         metric = registry[metric]
     if not (isinstance(metric, type) and issubclass(metric, Metric)):
-        raise ArgumentError("monitors", "not a metric", expected="a name, or a Metric", got=repr(metric))
+        raise ArgumentError(
+            "monitors", "not a metric", expected="a name, or a Metric", got=repr(metric), fix="monitors=['loss']"
+        )
     return metric()
 
 
@@ -155,12 +159,17 @@ def make_metrics(metrics: str | Iterable[str | Metric | type[Metric]]) -> list[M
     """One metric, or several of different names.
 
     Raises:
-        ArgumentError: two have one name.
+        ArgumentError: two have one name, or they are no metrics at all.
 
     >>> make_metrics(["loss", "loss"])
     Traceback (most recent call last):
     imprint.errors.ArgumentError: ...
     """
+    if not isinstance(metrics, str | Iterable):
+        raise ArgumentError(
+            "monitors", "neither a name nor several", expected="names or metrics", got=repr(metrics),
+            fix="monitors=() for none",
+        )  # fmt: skip
     made = [make_metric(m) for m in ([metrics] if isinstance(metrics, str) else metrics)]
     names = [m.name for m in made]
     twice = sorted({n for n in names if names.count(n) > 1})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, did_you_mean
 from ..functional.similarity import SIMILARITIES, similarity_logits
 from .labels import Labels
-from .objective import Objective, Spec, Target, View
+from .objective import Objective, Spec, Target, View, refuse_several_labels
 
 KINDS = ("v1", "v9", "v14", "v15")
 
@@ -34,7 +34,7 @@ class Contrast(Objective):
         kind: which of the four.
         similarity: ``"cosine"``, ``"dot"`` or ``"l2"``; see :func:`imprint.functional.similarity_logits`.
         temperature: divides the logits.
-        k: of v15.
+        k: of v15, and of no other; None is 5.
 
     Reference: Kohan et al., Signal Propagation (2022), section 3.
     Differs from the paper: one context row a class; positives from labels, not from similar targets; a temperature.
@@ -42,25 +42,35 @@ class Contrast(Objective):
 
     needs_context = True
 
-    def __init__(self, kind: str = "v1", similarity: str = "cosine", temperature: float = 0.1, k: int = 5) -> None:
+    def __init__(
+        self, kind: str = "v1", similarity: str = "cosine", temperature: float = 0.1, k: int | None = None
+    ) -> None:
         super().__init__()
         for what, value, choices in (("kind", kind, KINDS), ("similarity", similarity, SIMILARITIES)):
             if value not in choices:
-                raise ArgumentError("contrast", f"unknown {what}", expected=" | ".join(choices), got=value)
-        if not temperature > 0:
-            raise ArgumentError("contrast", "temperature must be positive", got=temperature)
+                raise ArgumentError(
+                    "contrast",
+                    f"unknown {what}",
+                    expected=" | ".join(choices),
+                    got=value,
+                    fix=did_you_mean(value, choices),
+                )
+        if not isinstance(temperature, int | float) or not temperature > 0:
+            raise ArgumentError(
+                "contrast", "temperature must be positive", got=repr(temperature), fix="temperature=0.1"
+            )
+        if k is not None and kind != "v15":
+            raise ArgumentError(
+                "contrast", f"k has no meaning for {kind}", expected="k with 'v15'", got=repr(k), fix="leave k out"
+            )
+        k = 5 if k is None else k
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ArgumentError("contrast", "k must be a whole number from 1", got=k)
+            raise ArgumentError("contrast", "k must be a whole number from 1", got=repr(k), fix="k=5")
         self.kind, self.similarity, self.temperature, self.k = kind, similarity, temperature, k
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Nothing is made; refuse targets that have no single context a sample."""
-        if labels.num_classes is not None and spec.target not in ((), (labels.num_classes,)):
-            raise ArgumentError(
-                "contrast", "it needs one label a sample", expected="labels [batch]",
-                got=f"targets of shape [batch, {', '.join(map(str, spec.target))}]",
-                fix="use local_ce for a label a token",
-            )  # fmt: skip
+        refuse_several_labels("contrast", spec, labels)
         super().bind(spec, labels)
 
     def logits(self, view: View) -> Tensor:

@@ -155,7 +155,8 @@ class InfoNCE(Objective):
     r"""Contrast of each row with the targets of all rows of its tick,
     :math:`-\log \mathrm{softmax}_j(s(W h_i, y_j)/\tau)_i`.
 
-    s is cosine similarity; W maps the output to the target's width and learns with the module.
+    s is cosine similarity; W maps the output to the target's width and learns with the module. An output of zeros, of
+    spiking neurons that are silent for example, is like nothing and gets no gradient.
 
     Args:
         temperature: :math:`\tau`.
@@ -185,8 +186,19 @@ class InfoNCE(Objective):
         """The contrast, mean over valid rows; rows that do not count are no negatives either."""
         y = view.context.y
         assert y is not None
-        h, y = F.normalize(self.map(view.h.flatten(1)), dim=1), F.normalize(y.to(view.h.dtype).flatten(1), dim=1)
+        h, y = directions(self.map(view.h.flatten(1))), directions(y.to(view.h.dtype).flatten(1))
         z = h @ y.T / self.temperature
         if view.valid is not None:
             z = z.masked_fill(~view.valid[None] & ~torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
         return row_mean(z.logsumexp(1) - z.diagonal(), view.valid)
+
+
+def directions(rows: Tensor, eps: float = 1e-12) -> Tensor:
+    """Rows of length one; those shorter than `eps` have no direction: zero, with zero gradient rather than its 1/eps.
+
+    >>> directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(length > eps, rows / length.clamp_min(eps), 0)

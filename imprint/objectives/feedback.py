@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .labels import Labels
-from .objective import Objective, Spec, View
+from .objective import Objective, Spec, View, refuse_several_labels
 
 
 class TargetFeedback(Objective):
@@ -24,6 +24,7 @@ class TargetFeedback(Objective):
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Draw B, ``[num_classes or target width, features]``."""
+        refuse_several_labels("target feedback", spec, labels)
         super().bind(spec, labels)
         rows = labels.num_classes or torch.Size(spec.target).numel()
         bound = math.sqrt(6 / spec.features)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from .labels import Labels
-from .objective import Objective, Spec, View
+from .objective import Objective, Spec, View, refuse_several_labels
 
 
 def goodness(h: Tensor, reduce: str = "sum") -> Tensor:
@@ -39,14 +39,20 @@ class Goodness(Objective):
     def __init__(self, reduce: str = "mean", threshold: float | None = None) -> None:
         super().__init__()
         if reduce not in ("sum", "mean"):
-            raise ArgumentError("goodness", "unknown reduction", expected="sum | mean", got=reduce)
+            raise ArgumentError("goodness", "unknown reduction", expected="sum | mean", got=reduce, fix="reduce='mean'")
+        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
+            raise ArgumentError("goodness", "threshold is no number", got=repr(threshold), fix="threshold=2.0")
         self.reduce, self.threshold = reduce, threshold
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Settle the threshold."""
         if labels.num_classes is None or labels.num_classes < 2:
             raise ArgumentError(
-                "goodness", "it needs class labels", expected="num_classes >= 2", got=labels.num_classes
+                "goodness",
+                "it needs class labels",
+                expected="num_classes >= 2",
+                got=labels.num_classes,
+                fix="local_ce or sigprop for values",
             )
         if labels.label_smoothing:
             raise ArgumentError(
@@ -54,6 +60,7 @@ class Goodness(Objective):
                 expected="label_smoothing=0", got=labels.label_smoothing,
                 fix="smooth the model's output alone: task_loss=partial(F.cross_entropy, label_smoothing=...)",
             )  # fmt: skip
+        refuse_several_labels("goodness", spec, labels)
         super().bind(spec, labels)
         default = float(spec.features) if self.reduce == "sum" else 2.0
         self.theta = default if self.threshold is None else self.threshold

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..functional.pooling import pool_features, pooled_width
 from .declared import class_loss, row_mean
 from .labels import Labels
@@ -22,6 +23,9 @@ class Head(Objective):
         limit: most features a map is pooled down to.
         pool: own reduction ``h -> [B, D]`` instead; it must be parameter-free.
 
+    Raises:
+        ArgumentError: `limit` is no number of features, or `pool` no function.
+
     Targets of shape ``[B, S]`` on tokens ``[B, S, E]`` are learned token by token, without pooling.
     """
 
@@ -33,6 +37,16 @@ class Head(Objective):
         pool: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ArgumentError("head", "limit must be a whole number from 1", got=repr(limit), fix="limit=4096")
+        if pool is not None and not callable(pool):
+            raise ArgumentError(
+                "head",
+                "pool is not callable",
+                expected="h -> [B, D]",
+                got=repr(pool),
+                fix="pool=lambda h: h.mean((2, 3))",
+            )
         self.bias, self.zero_init, self.limit, self.pool = bias, zero_init, limit, pool
 
     @property

@@ -124,14 +124,16 @@ class Labels:
         onehot = self.onehot(y, dtype)
         if not self.label_smoothing:
             return onehot
-        return onehot * (1 - self.label_smoothing) + self.label_smoothing / onehot.shape[1]
+        return onehot * (1 - self.label_smoothing) + self.label_smoothing / onehot.shape[-1]
 
     def onehot(self, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """``[B, num_classes]``, as soft labels are, or float32; rows without a label are zero."""
+        """``[B, num_classes]``, or ``[B, E, num_classes]``; as soft labels are, or float32; zero without a label."""
         if self.soft(y):
             return y.to(dtype or y.dtype)
         assert self.num_classes is not None
-        return F.one_hot(self.index(y), self.num_classes).to(dtype or torch.float32) * self.valid(y)[..., None]
+        return (
+            F.one_hot(self.index(y), self.num_classes).to(dtype or torch.float32) * (y != self.ignore_index)[..., None]
+        )
 
     def share(self, y: Tensor, like: Tensor) -> Tensor:
         """``[B]``, the weight of each row: its class's, or 1; 0 without a label. In dtype and place of `like`."""

@@ -87,6 +87,21 @@ class Spec:
         return int(torch.Size(self.shape).numel())
 
 
+def refuse_several_labels(where: str, spec: Spec, labels: Labels) -> None:
+    """Refuse a label a token, and several a sample, for what compares whole samples.
+
+    Raises:
+        ArgumentError: the targets of a sample are more than one class.
+
+    >>> refuse_several_labels("similarity", Spec((5,), target=(7,)), Labels())
+    """
+    if labels.num_classes is not None and spec.target != ():
+        raise ArgumentError(
+            where, "it needs one label a sample", expected="labels [batch]",
+            got=f"targets of shape [batch, {', '.join(map(str, spec.target))}]", fix="use local_ce for a label a token",
+        )  # fmt: skip
+
+
 class Objective(nn.Module):
     """A local loss: ``forward(view) -> scalar``. Its parameters learn with the unit, by the unit's optimizer.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..functional.similarity_matching import matching_error, sample_features
 from .labels import Labels
-from .objective import Objective, Spec, View
+from .objective import Objective, Spec, View, refuse_several_labels
 
 
 class SimilarityMatching(Objective):
@@ -33,6 +33,7 @@ class SimilarityMatching(Objective):
                 "similarity matching", "it compares class labels, and the targets are values",
                 expected="num_classes=", fix="use local_ce or sigprop for regression",
             )  # fmt: skip
+        refuse_several_labels("similarity matching", spec, labels)
         super().bind(spec, labels)
         if not self.project:
             self.projection: nn.Module = nn.Identity()

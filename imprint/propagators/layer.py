@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ..credit import Params, Tree
 from ..errors import DtypeError
 from ..objectives import Objective, Target, View
+from .buffers import Buffers
+from .buffers import borrowed_buffers as borrowed_buffers
 
 Entry = Callable[[Tensor], Tensor]
 OBJECTIVE = "objective:"
@@ -57,35 +59,6 @@ def primary(tree: Tree, where: str) -> Tensor:
     )  # fmt: skip
 
 
-@contextmanager
-def borrowed_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Run on copies of all buffers; what is written to them is forgotten.
-
-    The copies may be part of a graph that outlives the block, so nothing is written back.
-    """
-    saved = [(m, dict(m._buffers)) for top in modules for m in top.modules() if m._buffers]
-    for m, buffers in saved:
-        m._buffers.update({k: None if b is None else b.clone() for k, b in buffers.items()})
-    try:
-        yield
-    finally:
-        for m, buffers in saved:
-            m._buffers.update(buffers)
-
-
-@contextmanager
-def restored_on_error(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """If an error leaves the block, running statistics and other buffers of these modules are as they were."""
-    saved = [(m, k, b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for m, k, b, before in saved:
-                m._buffers[k] = b.copy_(before)
-        raise
-
-
 class LayerUnit:
     """Modules of a torch model run one after the other, with a local objective; it has no recurrent half.
 
@@ -106,6 +79,7 @@ class LayerUnit:
         self.batch_dim, self.channels_last = 0, False
         self.context_mode = "kept"
         self.left_out: set[str] = set()
+        self.buffers = Buffers(self.modules)
 
     def weights(self) -> list[Tensor]:
         """All parameters of its modules, whether they learn or not."""
@@ -168,7 +142,7 @@ class LayerUnit:
             return out, None
         if x.context.out is not None and p is self.own:
             return out, x.context.out
-        with borrowed_buffers(self.modules):
+        with self.buffers.borrowed():
             return out, self.call(p, x.context.call)
 
     def _together(self, p: Params, x: Call, context: Call) -> tuple[Tensor, Tensor]:

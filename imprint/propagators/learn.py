@@ -39,7 +39,7 @@ class Learn(Propagator):
         last_loss: what ``train_`` or ``eval_`` found last, unread; None before.
 
     Raises:
-        ArgumentError: the input is not the triple of a chain.
+        ArgumentError: the optimizer holds none of its parameters; the input is not the triple of a chain.
         NonFiniteError: the loss is NaN or infinite; weights are as they were.
 
     Reference: Kohan, Rietman & Siegelmann, Signal Propagation (2022).
@@ -74,6 +74,13 @@ class Learn(Propagator):
             raise ArgumentError(
                 f"propagator {self.name!r}", "this is no optimizer", expected="a torch.optim.Optimizer or None",
                 got=type(optimizer).__name__, fix="optimizer=torch.optim.Adam(module.parameters())",
+            )  # fmt: skip
+        own = {id(p) for p in self.parameters()}
+        if optimizer is not None and own and not any(id(p) in own for g in optimizer.param_groups for p in g["params"]):
+            raise ArgumentError(
+                f"propagator {self.name!r}", "its optimizer holds none of its parameters, so nothing of it would learn",
+                expected="parameters of its module or its loss", got=", ".join(_sizes(optimizer)),
+                fix="optimizer=torch.optim.Adam(module.parameters()), or None",
             )  # fmt: skip
         self.optimizers = [] if optimizer is None else [optimizer]
 
@@ -161,13 +168,14 @@ class Loss(Learn):
         self, module: nn.Module, optimizer: Optimizer | None, loss: Callable[..., Any], name: str = "",
         grad_clip: float | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(module, optimizer, name, grad_clip)
+        super().__init__(module, None, name, grad_clip)
         if not callable(loss):
             raise ArgumentError(
                 f"propagator {self.name!r}", "its loss is not callable", got=type(loss).__name__,
                 fix="loss=imprint.loss.v9_input_target_max_all",
             )  # fmt: skip
         self.loss = loss
+        self.optimizer = optimizer  # it may hold weights of the loss alone
 
     def loss_(self, h1: Tensor, t1: Tensor, h0: Tensor, t0: Tensor, y_onehot: Any) -> Tensor:
         """The loss it was given."""
@@ -189,6 +197,11 @@ def triple(input: Any, where: str) -> tuple[Any, Any, Any]:
         )  # fmt: skip
     h, t, context = input
     return h, t, context
+
+
+def _sizes(optimizer: Optimizer) -> list[str]:
+    """Of the first few tensors it holds."""
+    return [str(tuple(p.shape)) for g in optimizer.param_groups for p in g["params"]][:4]
 
 
 def _emitted(tree: Tree) -> Tree:

@@ -39,7 +39,8 @@ class Probe:
     """Watches a learning step; every method may be left as it is.
 
     In the order of a step: ``started`` once, then for each unit that learns ``learned``, ``updating`` and ``updated``,
-    and ``emitted`` where it runs on the data; what learns from the model's output comes last.
+    and ``emitted`` where it runs on the data; what learns from the model's output comes last. Where batches are
+    gathered, all updates come at the end of the last one.
 
     Values stay tensors on their device until they are read: a probe never makes the host wait during a step, draws no
     random numbers and writes to nothing that the step reads.

@@ -39,6 +39,9 @@ class LocalCE(Rule):
     limit: int = 4096
     pool: Callable[[Tensor], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        self.objective()
+
     def objective(self) -> Objective:
         """One head a unit."""
         return Head(self.bias, self.zero_init, self.limit, self.pool)

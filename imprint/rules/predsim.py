@@ -31,8 +31,11 @@ class PredSim(Rule):
     limit: int = 4096
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise ArgumentError("rule 'predsim'", "beta is a share", expected="0..1", got=self.beta)
+        if isinstance(self.beta, bool) or not isinstance(self.beta, int | float) or not 0 <= self.beta <= 1:
+            raise ArgumentError(
+                "rule 'predsim'", "beta is a share", expected="0..1", got=repr(self.beta), fix="beta=0.99"
+            )
+        self.objective()
 
     def objective(self) -> Objective:
         """The head first: it speaks for the unit."""

@@ -127,12 +127,8 @@ def resolve(rule: str | Rule | type[Rule], **options: Any) -> Rule:
     except ImprintError:
         raise
     except TypeError as error:
-        fields = ", ".join(inspect.signature(rule).parameters)
-        where = f"rule {rule.name or rule.__name__!r}"
+        fields = list(inspect.signature(rule).parameters)
         raise ArgumentError(
-            where,
-            str(error),
-            expected=f"options {fields}",
-            got=sorted(options),
-            fix=did_you_mean(sorted(options)[0], fields.split(", ")),
-        ) from None
+            f"rule {rule.name or rule.__name__!r}", str(error), expected=f"options {', '.join(fields)}",
+            got=sorted(options), fix=did_you_mean(next((o for o in sorted(options) if o not in fields), ""), fields),
+        ) from None  # fmt: skip

@@ -26,7 +26,7 @@ class SigProp(Rule):
             see :class:`imprint.objectives.Contrast`.
         similarity: ``"cosine"``, ``"dot"`` or ``"l2"``.
         temperature: divides the similarity.
-        k: of v15.
+        k: of v15, and of no other; None is 5.
         learned: learn the context inputs; else they keep their random start.
 
     Optimizer: Adam, lr 5e-4. Inference needs no context; ``manager.predict(x, by="local")`` picks the nearest one.
@@ -40,7 +40,7 @@ class SigProp(Rule):
     loss: str = "v1"
     similarity: str = "cosine"
     temperature: float = 0.1
-    k: int = 5
+    k: int | None = None
     learned: bool = False
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ class ClassContext(nn.Module):
 
     Floating inputs get one row of W, ``[num_classes, numel]`` (values: :math:`t = y W`); integer inputs one fixed
     random sequence a class; masks get, for every class, that row of the first batch which is most like the others, so
-    that they hide what they usually hide, whatever True means in them; tensors without a batch dimension pass unchanged.
+    that they hide what they usually hide, whatever True means; tensors without a batch dimension pass unchanged.
 
     A mask is boolean, or floating with :math:`-\infty`, or of integers 0 and 1 beside an input that is no mask.
 

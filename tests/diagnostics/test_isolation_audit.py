@@ -320,7 +320,9 @@ def same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-@pytest.mark.parametrize("rule", [*sorted(n for n, r in imprint.rules.registry.items() if "layers" in r.worlds), "learned"])
+@pytest.mark.parametrize(
+    "rule", [*sorted(n for n, r in imprint.rules.registry.items() if "layers" in r.worlds), "learned"]
+)
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_it_leaves_no_trace(rule: str, accumulate: int) -> None:
     """State before and after are equal, gathered gradients too; a run with audits ends where one without does."""

@@ -243,7 +243,10 @@ def test_a_loss_is_its_own_factory() -> None:
     torch.testing.assert_close(raw(*arguments), raw(k=5)(*arguments), rtol=0, atol=0)
     assert abs(float((raw(*arguments) - expected).detach())) > 1e-3
     assert pickle.loads(pickle.dumps(raw)) is raw
-    assert repr(raw(k=2, similarity="l2")) == "Configured(v15_input_target_topk(k=2, similarity='l2'))"
+    assert (
+        repr(raw(topk=2)) == repr(raw(k=2))
+        and repr(raw(k=2, similarity="l2")) == "Configured(v15_input_target_topk(k=2, similarity='l2'))"
+    )
     assert loss.option(raw(k=2), "k", None) == 2 and loss.option(raw, "k", None) == 5
     assert loss.option(loss.v1_input_label_direct, "rows", "sample") == "class"
     assert loss.option(object(), "rows", "sample") == "sample"
@@ -256,8 +259,17 @@ def test_wrong_options_are_refused_when_they_are_set() -> None:
         loss.v15_input_target_topk(2, k=3)
     with pytest.raises(errors.ArgumentError, match="wrong arguments"):
         loss.hebbian(None, None, None, None, None)
+    for k, topk in ((1, 5), (5, 3), (2, 2)):
+        with pytest.raises(errors.ArgumentError, match="topk= beside k="):
+            loss.v15_input_target_topk(k=k, topk=topk)
     h1 = torch.randn(3, 4)
     arguments = (None, h1, h1, None, h1, torch.arange(3))
+    for value in CONTRASTIVE:
+        with pytest.raises(errors.ArgumentError, match="takes its positives from the labels"):
+            value(rows="class", positives="targets")(*arguments)
+        torch.testing.assert_close(
+            value(rows="class", positives="labels")(*arguments), value(rows="class")(*arguments), rtol=0, atol=0
+        )
     for options, words in (
         ({"similarity": "cos"}, "unknown similarity"), ({"temperature": 0.0}, "temperature"),
         ({"positives": "label"}, "unknown positives"), ({"rows": "classes"}, "unknown rows"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import imprint
-from imprint.errors import ArgumentError, CoverageError, StateError, UnknownNameError
+from imprint.errors import ArgumentError, CoverageError, DtypeError, StateError, UnknownNameError
 
 K, B = 3, 4
 
@@ -339,7 +339,7 @@ def test_options_out_of_range() -> None:
         with pytest.raises(ArgumentError, match=next(iter(options))):
             imprint.attach(Net(), "local_ce", **options)
     for options in ({"grad_clip": "a"}, {"accumulate": True}, {"num_classes": True}, {"k": 2.5}, {"temperature": 0.0}):
-        with pytest.raises(ArgumentError, match=rf"{next(iter(options))}[\s\S]*got: +{next(iter(options.values()))}"):
+        with pytest.raises(ArgumentError, match=rf"{next(iter(options))}[\s\S]*got: +'?{next(iter(options.values()))}"):
             imprint.attach(Net(), "sigprop", **{"num_classes": K} | options)
     for name in ("optimizer", "scheduler", "task_loss"):
         with pytest.raises(ArgumentError, match=rf"{name}= is not callable[\s\S]*'adam'[\s\S]*fix: +{name}=lambda"):
@@ -358,6 +358,42 @@ def test_options_out_of_range() -> None:
         imprint.attach(Net(), {"stem": imprint.rules.SigProp(learned=True), "head": "sigprop"}, num_classes=K)
     with pytest.raises(ArgumentError, match="learned context starts"):
         imprint.attach(Net(), "sigprop", learned=True, context_at="act")
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "match"),
+    [
+        ("local_ce", {"labels": 3}, r"labels= is no imprint\.Labels"),
+        ("local_ce", {"monitors": None}, r"monitors[\s\S]*fix: +monitors=\(\)"),
+        ("local_ce", {"monitors": 3}, "monitors"),
+        ("local_ce", {"pool": 3}, "pool is not callable"),
+        ("local_ce", {"limit": -1}, "limit must be a whole number"),
+        ("local_ce", {"limit": 0}, "limit must be a whole number"),
+        ("predsim", {"limit": 2.5}, "limit must be a whole number"),
+        ("predsim", {"beta": "a"}, "beta is a share"),
+        ("sigprop", {"temperature": "a"}, "temperature must be positive"),
+        ("forward_forward", {"threshold": "a"}, "threshold is no number"),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_attach(rule: str, options: dict[str, Any], match: str) -> None:
+    model = Net()
+    with pytest.raises(ArgumentError, match=match):
+        imprint.attach(model, rule, **{"num_classes": K} | options)
+    assert type(model) is Net
+
+
+def test_what_a_manager_is_given_later_is_refused_alike() -> None:
+    manager = imprint.attach(Net(), "local_ce", num_classes=K)
+    for pattern in ("(", 3):
+        for call in (manager.freeze, manager.unfreeze):
+            with pytest.raises(ArgumentError, match="no regular expression"):
+                call(pattern)
+    with pytest.raises(DtypeError, match=r"it is a list[\s\S]*fix: +tuple\(x\)"):
+        manager.step([torch.randn(2, 4)], torch.tensor([0, 1]))
+    without = imprint.attach(Net(), "local_ce", num_classes=K, scheduler=lambda optimizer: None)
+    with pytest.raises(ArgumentError, match=r"scheduler= of unit[\s\S]*got: +None"):
+        without.step(torch.randn(2, 4), torch.tensor([0, 1]))
+    assert without.bound is None and without.steps == 0
 
 
 def test_a_refused_attach_leaves_the_model_plain() -> None:

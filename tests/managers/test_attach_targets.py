@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import imprint
-from imprint.errors import ArgumentError, LabelError, ShapeError
+from imprint.errors import ArgumentError, LabelError, ShapeError, StateError
 
 K, B, D = 4, 8, 6
 
@@ -210,6 +211,34 @@ def test_regression_by_sigprop_has_one_context_row_a_sample(shape: tuple[int, ..
     for x, y in batches:
         manager.step(x, y)
     check(model, expected)
+
+
+def test_sigprop_has_no_local_scores_of_values_and_other_units_keep_theirs() -> None:
+    net = lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 2))
+    x, y = torch.randn(32, 8), torch.randn(32, 2)
+    manager = imprint.attach(net(), "sigprop")
+    manager.step(x, y)
+    for ask in (lambda: manager.predict(x, by="local"), lambda: manager.evaluate((x, y), by="local")):
+        with pytest.raises(StateError, match="none of these units has scores"):
+            ask()
+    assert manager.evaluate((x, y))["loss"] > 0
+    mixed = imprint.attach(net(), {"0": "sigprop", "2": "local_ce", "4": "local_ce"})
+    mixed.step(x, y)
+    plain = copy.deepcopy(mixed.model)
+    expected = torch.zeros(32, 2)
+    for name, depth in (("2", 4), ("4", 5)):
+        if mixed.units[name].speaks:
+            expected += mixed.units[name].unit.objective.linear(plain[:depth](x)).detach()
+    assert mixed.units["2"].speaks and expected.abs().max() > 0
+    torch.testing.assert_close(mixed.predict(x, by="local"), expected)
+
+
+def test_predict_by_output_has_no_layers() -> None:
+    manager = imprint.attach(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3)), "local_ce")
+    manager.step(torch.randn(4, 8), torch.arange(4) % 3)
+    for layers in ("0", ["0"], "misspelt"):
+        with pytest.raises(ArgumentError, match="layers= chooses units"):
+            manager.predict(torch.randn(4, 8), layers=layers)
 
 
 def test_rules_for_classes_refuse_values() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import imprint
 from imprint import loss as losses
+from imprint.errors import ArgumentError
 from imprint.objectives import Contrast, Labels, Spec, Target, View
 
 from references import descent, nets, sigprop_attached
@@ -22,7 +23,7 @@ SIMILARITIES = ("dot", "cosine", "l2")
 
 
 def objective(kind: str, labels: Labels | None = None, **options: Any) -> Contrast:
-    made = Contrast(kind, **options)
+    made = Contrast(kind, k=2 if kind == "v15" else None, **options)
     made.bind(Spec((WIDTH,)), labels or Labels(CLASSES))
     return made
 
@@ -64,7 +65,7 @@ def spec_loss(kind: str, similarity: str, temperature: float, k: int) -> Any:
 def test_class_rows_equal_the_losses_on_sample_rows(kind: str, similarity: str, labels: list[int]) -> None:
     y = torch.tensor(labels)
     h, t = streams(len(y))
-    ours = objective(kind, similarity=similarity, temperature=0.4, k=2)(View(h=h, t=t, context=by_class(y)))
+    ours = objective(kind, similarity=similarity, temperature=0.4)(View(h=h, t=t, context=by_class(y)))
     rows = t if kind == "v1" else t[y]
     theirs = spec_loss(kind, similarity, 0.4, 2)(None, h, rows, None, F.one_hot(y, CLASSES).double(), y)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
@@ -82,7 +83,7 @@ def test_sample_rows_equal_class_rows_where_both_are_exact(kind: str, similarity
     """v1 counts every class, so all must be in the batch; the others count those that are."""
     y = torch.tensor([0, 1, 2, 3, 1, 1] if kind == "v1" else [0, 2, 2, 0, 2])
     h, t = streams(len(y))
-    made = objective(kind, similarity=similarity, k=2)
+    made = objective(kind, similarity=similarity)
     few, many = (made(View(h=h, t=rows, context=c(y))) for rows, c in ((t, by_class), (t[y], by_sample)))
     torch.testing.assert_close(many, few, rtol=1e-11, atol=1e-12)
     grads = [torch.autograd.grad(value, [h, t], retain_graph=True) for value in (few, many)]
@@ -106,7 +107,7 @@ def test_unlabelled_rows_change_nothing(kind: str) -> None:
     y = torch.tensor([0, -100, 2, 2, -100, 3, 1])
     has = y != -100
     h, t = streams(len(y))
-    made = objective(kind, k=2)
+    made = objective(kind)
     some = made(View(h=h, t=t, context=by_class(y)))
     torch.testing.assert_close(some, made(View(h=h[has], t=t, context=by_class(y[has]))), rtol=1e-12, atol=0)
     rows = t[y.clamp(min=0)]
@@ -118,7 +119,7 @@ def test_unlabelled_rows_change_nothing(kind: str) -> None:
 def test_probabilities_that_are_sure_equal_labels(kind: str) -> None:
     y = torch.tensor([0, 1, 2, 3, 1, 1])
     h, t = streams(6)
-    made, soft = objective(kind, k=2), F.one_hot(y, CLASSES).double()
+    made, soft = objective(kind), F.one_hot(y, CLASSES).double()
     torch.testing.assert_close(
         made(View(h=h, t=t, context=by_class(soft))), made(View(h=h, t=t, context=by_class(y))), rtol=1e-12, atol=0
     )
@@ -177,7 +178,7 @@ def test_smoothing_weights_and_missing_labels_are_torchs(kind: str, options: dic
     y = torch.tensor([0, 1, 2, 3, 1, 1, 0])
     labels = Labels(CLASSES, **options)
     h, t = streams(len(y))
-    made = objective(kind, labels, k=2)
+    made = objective(kind, labels)
     view = View(h=h, t=t, context=by_class(y, labels))
     z, torch_y, torch_options = made.logits(view), y, dict(options)
     if kind == "v1" and "ignore_index" in options and not distinct:
@@ -191,7 +192,7 @@ def test_smoothing_weights_and_missing_labels_are_torchs(kind: str, options: dic
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
     for name, without in (("label_smoothing", 0.0), ("weight", None)):
         if name in options:
-            other = objective(kind, Labels(CLASSES, **options | {name: without}), k=2)
+            other = objective(kind, Labels(CLASSES, **options | {name: without}))
             assert abs(float((other(view) - expected).detach())) > 1e-3
 
 
@@ -224,7 +225,13 @@ def test_more_classes_than_samples_take_one_row_a_sample_and_equal_class_rows(ki
     batches = [(x, y * 3) for x, y in nets.batches("dense")]
     sgd = lambda params: torch.optim.SGD(params, 0.05)
     manager = imprint.attach(
-        model, "sigprop", loss=kind, k=2, num_classes=classes, layers=["0", "1", "2"], optimizer=sgd
+        model,
+        "sigprop",
+        loss=kind,
+        k=2 if kind == "v15" else None,
+        num_classes=classes,
+        layers=["0", "1", "2"],
+        optimizer=sgd,
     )
     manager.bind(*batches[0])
     context = manager.context.stream.weight0.detach()
@@ -234,3 +241,10 @@ def test_more_classes_than_samples_take_one_row_a_sample_and_equal_class_rows(ki
     sigprop_attached.train(units, context, classifier, batches, descent.SGD, loss=kind, k=2)
     assert nets.furthest(model, nets.join(units, classifier)) < 1e-10
     assert nets.furthest(model, start) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["v1", "v9", "v14"])
+def test_k_is_of_v15_alone(kind: str) -> None:
+    with pytest.raises(ArgumentError, match=f"k has no meaning for {kind}"):
+        imprint.attach(nn.Linear(4, 3), "sigprop", loss=kind, k=2)
+    assert Contrast("v15").k == 5 and Contrast("v15", k=2).k == 2

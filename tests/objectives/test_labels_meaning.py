@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import imprint
 from imprint.errors import ArgumentError, LabelError, ShapeError
 from imprint.functional.similarity_matching import centered_cosine
-from imprint.objectives import Goodness, Head, Labels, SimilarityMatching, Spec, Target, TargetFeedback, View
+from imprint.objectives import Contrast, Goodness, Head, Labels, SimilarityMatching, Spec, Target, TargetFeedback, View
 
 CLASSES = 4
 WEIGHT = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
@@ -50,6 +50,35 @@ def test_the_mean_weighs_rows_by_class_and_leaves_unlabelled_ones_out(weight: Te
     losses, y = torch.tensor([1.0, 10.0, 100.0, 7.0], dtype=torch.float64), torch.tensor([1, 3, -100, 1])
     by_hand = (2 * 1 + 4 * 10 + 2 * 7) / 8 if weight is not None else (1 + 10 + 7) / 3
     assert float(Labels(CLASSES, weight=weight).mean(losses, y)) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_onehot_of_a_label_a_token_masks_tokens_not_samples() -> None:
+    y = torch.randint(CLASSES, (4, 4))
+    y[0] = y[2, 1] = -100
+    expected = torch.zeros(4, 4, CLASSES)
+    for row in range(4):
+        for token in range(4):
+            if y[row, token] >= 0:
+                expected[row, token, y[row, token]] = 1
+    assert torch.equal(Labels(CLASSES).onehot(y), expected)
+    smoothed = Labels(CLASSES, label_smoothing=0.3).smoothed(y)
+    torch.testing.assert_close(smoothed, expected * 0.7 + 0.3 / CLASSES)
+
+
+@pytest.mark.parametrize("objective", [SimilarityMatching, TargetFeedback, Goodness, Contrast])
+@pytest.mark.parametrize("tokens", [10, CLASSES])
+def test_what_compares_samples_refuses_a_label_a_token(objective: Any, tokens: int) -> None:
+    with pytest.raises(ArgumentError, match="one label a sample") as error:
+        objective().bind(Spec((10, 8), target=(tokens,), channels_last=True), Labels(CLASSES))
+    assert "local_ce" in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["predsim", "sim", "drtp", "sigprop", "forward_forward"])
+@pytest.mark.parametrize("rows", [16, 10])
+def test_a_label_a_token_is_refused_at_bind_by_rules_of_samples(rule: str, rows: int) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    with pytest.raises(ArgumentError, match="one label a sample"):
+        imprint.attach(net, rule, num_classes=3).step(torch.randn(rows, 10, 8), torch.randint(3, (rows, 10)))
 
 
 def test_onehot_index_and_valid() -> None:

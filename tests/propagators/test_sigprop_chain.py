@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imprint import loss, models, propagators, signals
+from imprint import errors, loss, models, propagators, signals
 
 from references import sigprop as reference
 
@@ -195,3 +195,15 @@ def test_a_later_loss_leaves_earlier_layers_bitwise_alone() -> None:
     for i in (0, 1):
         assert torch.equal(one[i].module.weight, other[i].module.weight)
     assert not torch.equal(one[2].module.weight, other[2].module.weight)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_layer_left_unwrapped_is_refused_by_name(nested: bool) -> None:
+    links = [propagators.Fixed(nn.Linear(2, 2)), nn.ReLU(), propagators.Identity(nn.Linear(2, 3))]
+    chain = nn.Sequential(nn.Sequential(*links)) if nested else nn.Sequential(*links)
+    signal = propagators.signals.Fixed(signals.ProjectionContext(nn.Linear(3, 2), (3,), (2,)))
+    with pytest.raises(errors.ArgumentError, match="not wrapped") as caught:
+        models.Forward(chain, signal)
+    assert caught.value.where == f"layer {'0.1' if nested else '1'!r} of the chain"
+    links[1] = nn.Identity()  # hands the triple on
+    assert models.Forward(nn.Sequential(*links), signal)(torch.zeros(5, 2), torch.eye(5, 3)).shape == (5, 3)

@@ -261,3 +261,32 @@ def test_misuse_is_refused() -> None:
         unit(layer, lambda *six: 0.5)(streams())
     with pytest.raises(errors.ArgumentError, match="no generator"):
         propagators.signals.Fixed(nn.Identity())((torch.ones(2, 4), None, None))
+
+
+def test_an_optimizer_of_other_weights_is_refused() -> None:
+    layer, other = nn.Linear(4, 4), nn.Linear(4, 3)
+    with pytest.raises(errors.ArgumentError, match="none of its parameters"):
+        propagators.Loss(layer, torch.optim.SGD(other.parameters(), lr=0.1), loss.hebbian)
+    prop = unit(layer)
+    before = prop.optimizer
+    with pytest.raises(errors.ArgumentError, match="none of its parameters"):
+        prop.optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    assert prop.optimizer is before
+    prop.optimizer = torch.optim.SGD([*other.parameters(), layer.bias], lr=0.1)
+    prop.optimizer = None
+
+
+def test_an_optimizer_of_the_losses_own_weights_alone_is_fine() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(4, 3)
+
+        def forward(self, unit: nn.Module, h1: Tensor, t1: Tensor, h0: Tensor, t0: Tensor, y: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self.map(h1), y)
+
+    layer, head = nn.Linear(4, 4), Head()
+    prop = propagators.Loss(layer, torch.optim.SGD(head.parameters(), lr=0.1), head)
+    layer_before, head_before = layer.weight.detach().clone(), head.map.weight.detach().clone()
+    prop(streams())
+    assert torch.equal(layer.weight, layer_before) and not torch.equal(head.map.weight, head_before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -14,16 +14,21 @@ WIDTHS = st.integers(2, 4)
 KINDS = ("gru", "gru", "gru", "mlp", "mlp", "linear", "rnn", "lstm", "leaky", "indrnn", "lif", "aggregator", "aggregator",
          "elementwise", "elementwise", "mingru", "lru", "alif", "conv", "transformer")  # fmt: skip
 OPS = ("sub→abs", "add", "mul→tanh", "max", "sub→square→tanh", "mean→tanh")
+STYLES = ("row", "tick", "emission", "held")
 MODES = ("concat→linear", "sum→linear", "concat", "mean")
 
 
 @st.composite
-def plans(draw: Draw, most: int = 6, learns: bool = False) -> Plan:
-    """One graph of up to `most` modules; if it `learns`, at least one has a data objective."""
+def plans(draw: Draw, most: int = 6, learns: bool = False, styles: Sequence[str] = STYLES) -> Plan:
+    """One graph of up to `most` modules; if it `learns`, at least one has a data objective.
+
+    `styles` are readings of targets in the batch: one a row, one a tick, one an emission, one a period of another.
+    """
     sources = {"x": draw(st.integers(2, 3))} | ({"z": 2} if draw(st.booleans()) else {})
     count = draw(st.integers(1, most))
     ticks = draw(st.integers(4, 7))
     drawn = _Drawn(draw, sources, [draw(st.sampled_from(KINDS)) for _ in range(count)])
+    drawn.styles = styles
     for i in range(count):
         drawn.module(i)
     for i in range(count):
@@ -40,6 +45,7 @@ class _Drawn:
 
     def __init__(self, draw: Draw, sources: dict[str, int], kinds: list[str]) -> None:
         self.draw, self.kinds = draw, kinds
+        self.styles: Sequence[str] = STYLES
         self.sources = {(name, "out"): width for name, width in sources.items()}
         self.widths = [4 if kind == "transformer" else draw(WIDTHS) for kind in kinds]
         self.options = [self._options(kind) for kind in kinds]
@@ -204,7 +210,7 @@ class _Drawn:
         if kind == "ce":
             return self._labelled(m, on, width, weight)
         alike = kind == "mse"
-        targets: list[Any] = [("batch", style, width) for style in ("row", "tick", "emission")]
+        targets: list[Any] = [("batch", style, width) for style in self.styles if style != "held"]
         targets += [("shift", *s[:1], n) for s, w in self.sources.items() if w == width or not alike for n in (1, -1, 2, 0)]
         targets += [("drive", n, p.removesuffix(":drive")) for (n, p), w in self.drives.items() if w == width or not alike]
         targets += [("output", *k, n) for k, w in self.outs.items() if w == width or not alike for n in (0, 1)]
@@ -220,8 +226,8 @@ class _Drawn:
         else:
             options |= {"class_weight": self.chance(3) and classes == width, "ignore_index": self.one(-100, -1)}
         options["label_smoothing"] = self.one(0.0, 0.0, 0.1)
-        styles: list[Any] = [("batch", style, classes) for style in ("row", "tick", "emission")]
-        if not soft:
+        styles: list[Any] = [("batch", style, classes) for style in self.styles if style != "held"]
+        if not soft and "held" in self.styles:
             paces = [o.name for o in self.modules]
             styles.append(("batch", "held", classes, self.one(*paces)))
         return TermPlan("ce", on, self.one(*styles), options)

@@ -107,6 +107,7 @@ class NaiveLearning:
         self.naive = NaiveGraph(graph)
         self.block, self.update, self.descent, self.clip = block, update, descent, clip
         self.groups = [g for g in self._groups() if g.learning and g.params]
+        self.ambiguous = False
         self.saved: dict[int, dict[str, Any]] = {}
 
     def _groups(self) -> list[Group]:
@@ -175,12 +176,31 @@ class NaiveLearning:
         loss = torch.stack(parts).sum()
         group.period_losses.append(loss.detach())
         grads = torch.autograd.grad(loss, group.params, allow_unused=True) if loss.requires_grad else ()
+        if self.block != 1:
+            self.ambiguous |= self._reached_in_vain(group, {k for k, v in found.items() if v is not None}, grads)
         share = self._share([g for g in grads if g is not None])
         with torch.no_grad():
             for p, grad in zip(group.params, grads, strict=bool(grads)):
                 if grad is not None:
                     self.descent.step(p, grad * share)
             self._constrain(group)
+
+    def _reached_in_vain(self, group: Group, live: set[str], grads: Sequence[Tensor | None]) -> bool:
+        """Is there a weight that the terms of this period reach through the graph, but not within their block?
+
+        Over a block, that is a zero gradient or none: optimizers with a memory tell the two apart, this oracle does not.
+        """
+        above = {group.terms[key][0] for key in live}
+        for _ in group.names:
+            above |= {
+                e.source.module.name
+                for e in self.naive.edges
+                if not e.stop_grad and e.target.module.name in above and e.source.module.name in group.names
+            }
+        owners: list[Any] = [self.naive.modules[name].proto for name in above]
+        owners += [e for e in self.naive.edges if e.target.module.name in above]
+        theirs = {id(p) for owner in owners for p in owner.parameters()}
+        return any(grad is None and id(p) in theirs for p, grad in zip(group.params, grads, strict=True))
 
     def _share(self, grads: list[Tensor]) -> float:
         if self.clip is None or not grads:

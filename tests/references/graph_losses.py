@@ -202,5 +202,7 @@ def size(v: Tensor, p: int) -> Tensor:
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of two vectors, with torch's floor under their lengths."""
-    return (a @ b) / (a.norm().clamp_min(1e-12) * b.norm().clamp_min(1e-12))
+    """Of two vectors; one of zeros is like nothing."""
+    if a.norm() == 0 or b.norm() == 0:
+        return (a @ b) * 0
+    return (a @ b) / (a.norm() * b.norm())

@@ -96,19 +96,23 @@ MASKS = {"band": masks.band, "kth": masks.keep_every_kth, "block": masks.block}
 
 def drives_and_rows(view: Any) -> Tensor:
     """Looks at drives, and at which rows count."""
-    each = view.h.sum(1) * sum(drive.mean(1) for drive in view.drive.values())
-    return each.mean() if view.valid is None else each[view.valid].mean()
+    return counted(view.h.sum(1) * sum(drive.mean(1) for drive in view.drive.values()), view).mean()
 
 
 def states_and_ports(view: Any) -> Tensor:
     """Looks at all ports and at the state."""
-    total = sum((h * h).mean() for h in view.output.values())
+    total = sum(counted(h * h, view).mean() for h in view.output.values())
     return total + sum(v.sin().mean() for v in tree_leaves(view.state) if v.is_floating_point())
 
 
 def batch_and_tick(view: Any) -> Tensor:
     """Looks at the batch and at the tick."""
-    return (view.h.mean(1) * view.batch["gain"]).mean() * (1 + view.tick)
+    return counted(view.h.mean(1) * view.batch["gain"], view).mean() * (1 + view.tick)
+
+
+def counted(rows: Tensor, view: Any) -> Tensor:
+    """Those that count; what the others hold is not for objectives to look at."""
+    return rows if view.valid is None else rows[view.valid]
 
 
 FUNCTIONS = {f.__name__: f for f in (drives_and_rows, states_and_ports, batch_and_tick)}

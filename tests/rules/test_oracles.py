@@ -158,7 +158,8 @@ def test_sigprop(net: str, norm: bool, optimizer: str, loss: str) -> None:
     similarity, temperature = {"v1": ("cosine", 0.1), "v9": ("dot", 0.7), "v14": ("l2", 0.5), "v15": ("cosine", 0.3)}[
         loss
     ]
-    run = Run("sigprop", net, norm, optimizer, loss=loss, similarity=similarity, temperature=temperature, k=2)
+    options = {"loss": loss, "similarity": similarity, "temperature": temperature}
+    run = Run("sigprop", net, norm, optimizer, **options, **({"k": 2} if loss == "v15" else {}))
     context = run.signal.weight0.detach()
     by_hand = functools.partial(
         run.reference, sigprop_attached.train, context, loss=loss, k=2, similarity=similarity, temperature=temperature

@@ -115,11 +115,7 @@ def test_the_best_weights_load_into_a_plain_graph(tmp_path: Path) -> None:
         history = run(tmp_path / way, "table", way, 0, epochs=4)
         assert history.best is not None and history.best.val
         state = load_file(tmp_path / way / "best.pt")
-        graph = imprint.Graph()
-        src, enc, mid, head = (build().modules_by_name[n] for n in ("x", "enc", "mid", "head"))
-        graph.connect(src["out"], enc["in"])
-        graph.connect(enc["out"], mid["in"])
-        graph.connect(mid["out"], head["in"])
+        graph = build()
         graph.load_state_dict(state["graph"])
         out = graph.eval().rollout(samples())
         y = samples()["y"]

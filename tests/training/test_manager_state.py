@@ -376,11 +376,57 @@ def test_another_schedule_or_more_classes_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"'c\.weight' has another shape"):
         wide.load_state_dict(saved.state_dict())
     unbound = make(**WITH_SCHEDULE)
-    with pytest.raises(CheckpointError, match="before its manager was bound"):
-        saved.load_state_dict(unbound.state_dict())
     made = make(seed=3, **WITH_SCHEDULE)
     made.load_state_dict(unbound.state_dict())
     assert made.bound is None and differences(made.model.state_dict(), unbound.model.state_dict()) == []
+
+
+@pytest.mark.parametrize("rule", ["sigprop", "local_ce", "predsim", "backprop"])
+def test_a_state_of_before_bind_undoes_bind(rule: str) -> None:
+    straight, other = make(rule), make(rule)
+    start = straight.state_dict()
+    steps(straight, batches(4))
+    steps(other, batches(2, seed=5))
+    other.load_state_dict(copy.deepcopy(start))
+    assert other.bound is None and other.steps == 0 and other.labels == make(rule).labels
+    assert differences(other.state_dict(), start) == []
+    steps(other, batches(4))
+    assert differences(other.state_dict(), straight.state_dict()) == []
+
+
+def test_a_damaged_state_of_before_bind_leaves_a_bound_manager_as_it_was() -> None:
+    other = make()
+    state = make(seed=1).state_dict()
+    state["rng"] = "nonsense"
+    steps(other, batches(2, seed=5))
+    before = snapshot(other)
+    with pytest.raises(CheckpointError):
+        other.load_state_dict(state)
+    assert differences(snapshot(other), before) == []
+    steps(other, batches(2))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "accumulate": {"accumulate": 2}, "grad_clip": {"grad_clip": 1.0}, "task_loss": {"task_loss": F.cross_entropy},
+    "weight": {"labels": imprint.Labels(CLASSES, weight=torch.tensor([1.0, 2.0, 3.0]))},
+    "label_smoothing": {"labels": imprint.Labels(CLASSES, label_smoothing=0.1)},
+    "ignore_index": {"labels": imprint.Labels(CLASSES, ignore_index=-1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_another_option_is_refused_and_the_same_one_loads(name: str, bound: bool) -> None:
+    saved, same, other = make("local_ce", **OPTIONS[name]), make("local_ce", **OPTIONS[name]), make("local_ce")
+    steps(saved, batches(2))
+    for manager in (same, other) if bound else ():
+        steps(manager, batches(1, seed=4))
+    before = snapshot(other)
+    with pytest.raises(CheckpointError, match=f"saved with another {name}="):
+        other.load_state_dict(saved.state_dict())
+    assert differences(snapshot(other), before) == []
+    same.load_state_dict(saved.state_dict())
+    assert differences(same.state_dict(), saved.state_dict()) == []
 
 
 def damaged(state: dict[str, Any], depth: int = 5) -> Iterator[tuple[str, dict[str, Any]]]:

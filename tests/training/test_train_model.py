@@ -340,3 +340,29 @@ def test_digits_are_learned_layer_by_layer(digits: Path) -> None:
     manager = imprint.attach(model, "local_ce", optimizer=lambda p: torch.optim.Adam(p, 2e-3))
     history = train(manager, (x, data.y_train), (xt, data.y_test), epochs=8, batch_size=64, seed=0)
     assert history.best is not None and history.best.val["accuracy"] > 0.95
+
+
+def test_an_interrupt_in_the_first_epoch_is_gone_on_from_with_the_same_manager(tmp_path: Path) -> None:
+    class Stop(Sink):
+        def write(self, step: int, table: Any) -> None:
+            raise KeyboardInterrupt
+
+    x, y = torch.randn(32, 8), torch.randint(3, (32,))
+
+    def make() -> imprint.Manager:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        return imprint.attach(net, "sigprop")
+
+    options = {"epochs": 2, "batch_size": 8, "progress": False}
+    straight, other = make(), make()
+    torch.manual_seed(1)
+    train_model(straight, (x, y), **options)
+    torch.manual_seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(other, (x, y), checkpoint=tmp_path, log=1, sinks=[Stop()], **options)
+    assert other.steps == 1
+    train_model(other, (x, y), checkpoint=tmp_path, **options)
+    assert other.steps == 8
+    for a, b in zip(straight.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
