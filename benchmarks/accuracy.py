@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py --data ../shared/data/fashion_mnist.h5 --net mlp --epochs 5
 
     python benchmarks/accuracy.py --data examples/data/digits.h5 --net mlp --width 256 --epochs 30 --batch 32
-    python benchmarks/accuracy.py --data examples/data/digits.h5 --net vgg --epochs 30 --batch 32
+    python benchmarks/accuracy.py --data examples/data/digits.h5 --net vgg --epochs 8 --batch 32
 
 One process, one table row a rule: test accuracy of the output and of the units' own scores after the last epoch,
 seconds a step loop took. Nothing is tuned on the test set: options are the rules' defaults.

@@ -2,10 +2,10 @@
 
     python benchmarks/graph_rollout.py [--batch 32] [--ticks 200] [--hidden 128] [--out FILE.json]
 
-A GRU behind its projection and a readout behind its own. By hand: a loop of ``nn.Linear`` and ``nn.GRUCell``, and ``nn.GRU``
-over the whole sequence. ``forward`` is without gradients; ``training`` with all edges open, one loss, one backward pass,
-Adam; ``local`` with a head on the encoder and an update of every unit at every tick. That the numbers agree is checked
-first. Floor of a tick: the products of the four matrices, once forward, thrice with their gradients.
+A GRU behind its projection and a readout behind its own. By hand: a loop of ``nn.Linear`` and ``nn.GRUCell``, and
+``nn.GRU`` over the whole sequence. ``forward`` is without gradients; ``training`` with all edges open, one loss, one
+backward pass, Adam; ``local`` with a head on the encoder and an update of every unit at every tick. That the numbers
+agree is checked first. Floor of a tick: the products of the four matrices, once forward, thrice with their gradients.
 """
 
 from __future__ import annotations

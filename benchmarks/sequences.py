@@ -87,8 +87,8 @@ def measure(rule: str, train: Split, test: Split, classes: int, seed: int, args:
     made, credit, update = RULES[rule]
     graph = build(args.hidden)
     manager = imprint.attach(
-        graph, made, credit=credit, update=update, num_classes=classes, optimizer=lambda p: torch.optim.Adam(p, args.lr),
-        grad_clip=1.0,
+        graph, made, credit=credit, update=update, num_classes=classes, grad_clip=1.0,
+        optimizer=lambda p: torch.optim.Adam(p, args.lr),
     )  # fmt: skip
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     for epoch in range(args.epochs):

@@ -95,22 +95,22 @@ def backprop(
 
 
 def sequences(args: argparse.Namespace) -> tuple[SequenceDataset, SequenceDataset]:
-    """Training and test sequences of ``--data``, standardised; of images the rows, from the top: 8 ticks of 8 pixels."""
-    train, test = (load_demo_dataset(args.data, split, batch_size=64, seed=args.seed) for split in ("train", "test"))
+    """Training and test sequences of ``--data``, standardised; of images the rows, from the top to the bottom."""
+    train, test = (load_demo_dataset(args.data, split, batch_size=32, seed=args.seed) for split in ("train", "test"))
     return train, test
 
 
 def train_and_test(
     graph: imprint.Graph, rule: str, data: tuple[SequenceDataset, SequenceDataset], args: argparse.Namespace,
-    lr: float = 3e-3, head: str = "head", **options: Any,
+    lr: float = 3e-3, head: str = "head", grad_monitor: Any = None, **options: Any,
 ) -> float:  # fmt: skip
-    """Attach a rule, learn for ``args.epochs`` rounds with a step size that falls to zero; accuracy on the test data."""
+    """Accuracy on the test data after ``args.epochs`` rounds under `rule`, with a step size that falls to zero."""
     train, test = data
     falling = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     adam = lambda params: torch.optim.Adam(params, lr)
     imprint.attach(graph, rule, num_classes=train.num_classes, optimizer=adam, scheduler=falling, **options)
     history = imprint.train_graph(
         graph, train, epochs=args.epochs, val_dataset=test, val_every=args.epochs,
-        metric_fn=imprint.last_step_accuracy(head),
+        metric_fn=imprint.last_step_accuracy(head), grad_monitor=grad_monitor,
     )  # fmt: skip
     return history.epochs[-1].val["accuracy"]

@@ -1,4 +1,4 @@
-"""Several ports: one encoder shows its deepest layer and its middle one through ports of their own, with their own edges.
+"""Several ports: an encoder shows its deepest layer and its middle one through ports and edges of their own.
 
 The aggregator takes them apart, sums and maps them; the edge from the deep port is a band, whose weights stay small
 whatever the optimizer does.
@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import imprint
 import torch
+
+import imprint
 from imprint import Auto, InPort, InPortGroup, Module, Nodes, Ports, Source
 from imprint.protos import MLP, Aggregator, GRUStack
 
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> Result:
     graph = build(data[0])
     found = train_and_test(graph, "local", data, args, credit=imprint.credit.Unrolled())
     seconds = time.perf_counter() - start
-    band = graph.edges["deep"].proj.weight
-    print(f"band: {(band != 0).double().mean():.0%} of its weights live, the largest is {band.abs().max():.2f}")
+    band = dict(graph.named_parameters())["edges.deep.proj.weight"]
+    live = band.count_nonzero().item() / band.numel()
+    print(f"band: {live:.0%} of its weights live, the largest is {band.abs().max().item():.2f}")
     torch.manual_seed(args.seed)
     backprop = train_and_test(build(data[0]), "backprop", data, args)
     return report(Result("demo_multi_port", args.data.stem, found, backprop, seconds))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import imprint
 import torch
+
+import imprint
 from imprint import Auto, InPort, InPortGroup, Module, Ports, Rate, Source, Targets
 from imprint.protos import MLP, Aggregator, GRUStack
 

@@ -1,7 +1,7 @@
 """Predictive coding: two layers that learn only to predict what comes next from below, and a task path beside them.
 
-Each layer is a GRU with a predictor; the edge between the two is open, so the GRU learns from the predictor's error. The
-task path, a GRU and a head, reads the layers' states through edges that stop gradients: it never steers them.
+Each layer is a GRU with a predictor; the edge between the two is open, so the GRU learns from the predictor's error.
+The task path, a GRU and a head, reads the layers' states through edges that stop gradients: it never steers them.
 
 Prints what the layers learned, then, on the digits: ``demo_predictive_coding  digits  96.67%  97.78%`` and the seconds.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import imprint
 import torch
+
+import imprint
 from imprint import Auto, GradientWatcher, InPort, InPortGroup, Module, Ports, Source, Targets
 from imprint.protos import MLP, GRUStack
 
@@ -26,13 +27,14 @@ CONFIG = {
 
 
 def build(train: imprint.SequenceDataset) -> imprint.Graph:
-    graph, below = imprint.Graph(), Source("x")
-    hidden, share = CONFIG["hidden"], InPort(CONFIG["hidden"] // 2)
+    graph, hidden, confine = imprint.Graph(), CONFIG["hidden"], bool(CONFIG["confine_pc_gradients"])
+    below: Module = Source("x")
+    share = InPort(hidden // 2)
     streams = Ports(in_=InPortGroup(low=share, high=share, layout="disjoint"))
     aux, head = Module("aux", GRUStack(hidden), streams), Module("head", MLP([hidden, Auto]))
     for name in ("low", "high"):
         layer, predictor = Module(name, GRUStack(hidden)), Module(f"{name}_predictor", MLP([hidden, Auto]))
-        graph.connect(below["out"], layer["in"], stop_grad=CONFIG["confine_pc_gradients"])
+        graph.connect(below["out"], layer["in"], stop_grad=confine)
         graph.connect(layer["out"], predictor["in"], stop_grad=False)
         ahead = Targets.shifted_input(below, 1) if isinstance(below, Source) else Targets.port_output(below, "out", 1)
         predictor.objectives.mse(target=ahead)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import imprint
 import torch
+from torch import nn
+from tqdm import tqdm
+
+import imprint
 from imprint import Module, Source, Targets
 from imprint.data import Data
 from imprint.protos import MLP
-from torch import nn
-from tqdm import tqdm
 
 from common import Result, accuracy, backprop, load, parse, report
 
@@ -32,7 +33,8 @@ def chain(data: Data) -> nn.Sequential:
 
 def as_graph(data: Data) -> imprint.Graph:
     """One module a layer; edges that hand values on as they are, and stop gradients."""
-    graph, below = imprint.Graph(), Source("x")
+    graph = imprint.Graph()
+    below: Module = Source("x")
     widths = [data.x_train[0].numel(), HIDDEN, HIDDEN]
     for i, (width, following) in enumerate(zip(widths, [*widths[1:], data.num_classes], strict=True)):
         last = i == len(widths) - 1
@@ -48,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> Result:
     data = load(args)
     adam = lambda params: torch.optim.Adam(params, 2e-3)
     model, graph = chain(data), as_graph(data)
-    layers = imprint.attach(model, "local_ce", layers=["1", "3"], num_classes=data.num_classes, optimizer=adam)
+    layers = imprint.attach(model, "local_ce", num_classes=data.num_classes, optimizer=adam)
     ticks = imprint.attach(graph, "local_ce", num_classes=data.num_classes, optimizer=adam)
     sequence = lambda x: x.flatten(1)[:, None]  # one tick long
     ticks.bind({"x": sequence(data.x_train[:2]), "y": data.y_train[:2]})
     pairs = [(p, q) for p, q in zip(model.parameters(), graph.parameters(), strict=True)]
     with torch.no_grad():
-        for mine, other in pairs:
-            other.copy_(mine)
+        for mine, its in pairs:
+            its.copy_(mine)
     start = time.perf_counter()
     for _ in tqdm(range(args.epochs), desc="epochs", leave=False):
         for rows in torch.randperm(len(data.x_train)).split(64):
@@ -63,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> Result:
             layers.step(x, y)
             ticks.step({"x": sequence(x), "y": y})
     seconds = time.perf_counter() - start
-    difference = max((mine - other).abs().max().item() for mine, other in pairs)
+    difference = max((mine - its).abs().max().item() for mine, its in pairs)
     print(f"largest difference between the weights of the two: {difference}")
     scores = accuracy(lambda x: ticks.predict({"x": sequence(x)})["layer2"][:, -1], data)
     assert scores == accuracy(layers.predict, data)
-    return report(Result("two_worlds", args.data.stem, scores, backprop(lambda: chain(data), data, args, optimizer=adam), seconds))
+    other = backprop(lambda: chain(data), data, args, optimizer=adam)
+    return report(Result("two_worlds", data.name, scores, other, seconds))
 
 
 if __name__ == "__main__":

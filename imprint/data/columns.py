@@ -76,5 +76,5 @@ class _Pool:
         self._rows, self._order = torch.cat([keep, rows]).sort()
 
     def places(self, rows: Tensor) -> Tensor:
-        """Where these rows are in :attr:`values`."""
+        """Where these rows are in ``values``."""
         return self._order[torch.searchsorted(self._rows, rows)] if self.columns else rows

@@ -31,3 +31,5 @@ from .similarity import paired_similarity as paired_similarity
 from .similarity import positions as positions
 from .similarity import similarity_logits as similarity_logits
 from .similarity import target_similarity as target_similarity
+from .similarity_matching import centered_cosine as centered_cosine
+from .similarity_matching import matching_error as matching_error

@@ -49,6 +49,7 @@ def similarity_logits(h: Tensor, t: Tensor, similarity: str = "dot", temperature
 
     With H, T the flattened streams and S spatial positions: ``dot`` :math:`Y = HT^\top/S`, ``cosine``
     :math:`Y_{ij} = \cos(H_i, T_j)`, ``l2`` :math:`Y_{ij} = -\|H_i - T_j\|^2/S`; each divided by the temperature.
+    A row of zeros (in float16: shorter than 0.001) has no direction: its cosine is 0 and has no gradient.
 
     Args:
         h: the data stream.
@@ -79,9 +80,8 @@ def similarity_logits(h: Tensor, t: Tensor, similarity: str = "dot", temperature
     size, h, t = positions(h), as_rows(h), as_rows(t)
     if similarity == "cosine":
         # the norms divide the [B, R] product, not the streams: no second copy of h, forward or backward
-        least = max(1e-12, torch.finfo(h.dtype).tiny) if h.dtype != torch.float16 else 2e-3  # its square is a number
-        lengths = torch.outer(*(torch.linalg.vector_norm(v, dim=1).clamp_min(least) for v in (h, t)))
-        return h @ t.T / (lengths * temperature)
+        product = h @ t.T
+        return (product * torch.outer(_per_length(h), _per_length(t)) / temperature).to(product.dtype)
     if similarity == "l2":
         distance = h.square().sum(1)[:, None] + t.square().sum(1) - 2 * (h @ t.T)
         return -distance / (size * temperature)
@@ -101,8 +101,18 @@ def paired_similarity(h: Tensor, t: Tensor, similarity: str = "dot") -> Tensor:
         raise ShapeError("paired_similarity", "rows are not in pairs", expected=tuple(h.shape), got=tuple(t.shape))
     size, h, t = positions(h), as_rows(h), as_rows(t)
     if similarity == "cosine":
-        return (F.normalize(h) * F.normalize(t)).sum(1)
+        return ((h * t).sum(1) * _per_length(h) * _per_length(t)).to(h.dtype)
     return (h * t).sum(1) / size if similarity == "dot" else -(h - t).square().sum(1) / size
+
+
+def _per_length(rows: Tensor) -> Tensor:
+    """One over the length of each row; 0, with zero gradient, for those too short to have a direction."""
+    half = rows.dtype == torch.float16
+    length, least = (
+        torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32 if half else None),
+        1e-3 if half else 1e-12,
+    )
+    return torch.where(length > least, 1 / length.clamp_min(least), 0.0)
 
 
 def target_similarity(t0: Tensor, similarity: str = "dot") -> Tensor:

@@ -94,7 +94,7 @@ def _chosen(tree: Tree, layers: str | Iterable[str] | Callable[[str, nn.Module],
 
 
 def named(units: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    r"""Names of units that match one of the regular expressions, in full.
+    r"""Names of units that are one of the patterns, or match it as a regular expression, in full.
 
     Raises:
         UnknownNameError: a pattern that matches none.
@@ -106,7 +106,7 @@ def named(units: Iterable[str], patterns: Iterable[str]) -> list[str]:
     units, found = list(units), []
     for pattern in patterns:
         try:
-            matching = [n for n in units if re.fullmatch(pattern, n)]
+            matching = [n for n in units if n == pattern or re.fullmatch(pattern, n)]
         except (re.error, TypeError) as error:
             raise ArgumentError(
                 "manager", "a pattern is no regular expression", expected="names of units, or patterns of them",

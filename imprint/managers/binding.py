@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import ImprintError, StateError
 from ..objectives import Labels, Spec
-from ..propagators.buffers import Buffers
 from ..rules import Backprop
 from .coverage import check_disjoint
 from .examine import classes_of as classes_of
@@ -79,9 +78,6 @@ def build(manager: Manager, record: dict[str, Any]) -> None:
     if manager.context is not None and manager.context.learned:
         manager.schedulers["signal"] = options.equip(manager.context.prop, manager.context.parameters(), rule)
     manager.bound = record
-    manager.buffers = Buffers([manager.model])
-    for agent in manager.units.values():
-        agent.unit.buffers = manager.buffers.of(agent.unit.modules)
     remember(manager)
 
 

@@ -100,12 +100,6 @@ class Inputs:
         Raises:
             DtypeError: x holds no tensor, or is a list.
         """
-        if isinstance(x, list):
-            raise DtypeError(
-                "the input", "it is a list, which could mean several arguments or one",
-                expected="a tensor, a tuple of arguments or a dict of keyword arguments", got=f"a list of {len(x)}",
-                fix="tuple(x) for several arguments; (x,) for a model that takes a list",
-            )  # fmt: skip
         # a dict is ordered by name, so that its parts are told apart whatever order they are given in
         inputs = (
             Inputs((), dict(sorted(x.items())))
@@ -116,6 +110,12 @@ class Inputs:
             raise DtypeError(
                 "the input", "it holds no tensor", expected="a tensor, a tuple or a dict of tensors",
                 got=type(x).__name__, fix="torch.as_tensor(x)",
+            )  # fmt: skip
+        if isinstance(x, list):
+            raise DtypeError(
+                "the input", "it is a list, which could mean several arguments or one",
+                expected="a tensor, a tuple of arguments or a dict of keyword arguments", got=f"a list of {len(x)}",
+                fix="tuple(x) for several arguments; (x,) for a model that takes a list",
             )  # fmt: skip
         return inputs
 

@@ -23,7 +23,7 @@ def _place(weight: Tensor) -> Place:
 
 def remember(manager: Manager) -> None:
     """Note what hangs on every module, where each unit's largest weight is, and the model's first for the rest."""
-    manager.hung = hang(manager.model)
+    hang(manager)
     first = next(manager.model.parameters())
     weights = {n: max(a.unit.weights(), key=Tensor.dim) for n, a in manager.units.items()}
     manager.places = {name: (w, _place(w)) for name, w in ({"": first} | weights).items()}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..errors import StateError
+from ..propagators.buffers import Buffers
+from .intercept import Attached
 
 if TYPE_CHECKING:
     from .manager import Manager
@@ -42,28 +44,37 @@ class Hung:
         """Refuse other modules, and weights that came, went or changed their size."""
         params, children = self.module._parameters, self.module._modules
         for key in sorted(self.children.keys() | children.keys()):
-            if self.children.get(key) is not children.get(key):
+            old, new = self.children.get(key), children.get(key)
+            if old is not new and (_matters(old) or _matters(new)):
                 raise StateError(f"module {self.name(key)!r}", "it was replaced since the model was bound", fix=ATTACH)
         for key in sorted(self.params.keys() | params.keys()):
-            old, new = self.params.get(key), params.get(key)
-            if old is not new and (old is None or new is None or old.shape != new.shape):
+            was, now = self.params.get(key), params.get(key)
+            if was is not now and (was is None or now is None or was.shape != now.shape):
                 raise StateError(
                     f"parameter {self.name(key)!r}", "it is not the one the model was bound with, and does not fit",
-                    expected=None if old is None else tuple(old.shape), got=None if new is None else tuple(new.shape),
+                    expected=None if was is None else tuple(was.shape), got=None if now is None else tuple(now.shape),
                     fix=ATTACH,
                 )  # fmt: skip
 
 
-def hang(model: nn.Module) -> list[Hung]:
-    """What hangs on every module now."""
-    return [Hung(path, m, dict(m._parameters), dict(m._modules)) for path, m in model.named_modules()]
+def _matters(module: nn.Module | None) -> bool:
+    """Has it weights, or does a unit run in it?"""
+    return module is not None and any(isinstance(m, Attached) or m._parameters for m in module.modules())
+
+
+def hang(manager: Manager) -> None:
+    """Note what hangs on every module now."""
+    manager.hung = [Hung(path, m, dict(m._parameters), dict(m._modules)) for path, m in manager.model.named_modules()]
+    manager.buffers = Buffers([manager.model])
+    for agent in manager.units.values():
+        agent.unit.buffers = manager.buffers.of(agent.unit.modules)
 
 
 def follow_replaced(manager: Manager) -> bool:
     """Let units and optimizers go on with weights put in place of those they know; were there any?
 
     Raises:
-        StateError: a module was replaced, or what came fits no optimizer; nothing was changed.
+        StateError: a module with weights was replaced, or what came fits no optimizer; nothing was changed.
     """
     if all(hung.same() for hung in manager.hung):
         return False
@@ -80,7 +91,7 @@ def follow_replaced(manager: Manager) -> bool:
             for old in [p for p in optimizer.state if p in swapped]:
                 optimizer.state[swapped[old]] = optimizer.state.pop(old)
     manager.places = {name: (swapped.get(p, p), place) for name, (p, place) in manager.places.items()}
-    manager.hung = hang(manager.model)
+    hang(manager)
     return True
 
 

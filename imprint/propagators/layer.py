@@ -25,7 +25,10 @@ OBJECTIVE = "objective:"
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a unit: its arguments on the data, and its call on the context, if any."""
+    """One call of a unit: its arguments on the data, and its call on the context, if any.
+
+    Who makes it cuts what is in it from its graph.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -44,15 +47,32 @@ class Remembered:
     versions: tuple[tuple[Tensor, int], ...] = ()
 
 
+def first_floating(tree: Tree) -> Tensor | None:
+    """The first floating tensor in the order of torch's trees, if there is one.
+
+    >>> first_floating(((torch.tensor([1]), None), {"x": torch.tensor([2.0])}))
+    tensor([2.])
+    """
+    if isinstance(tree, Tensor):
+        return tree if tree.is_floating_point() else None
+    if type(tree) is tuple or type(tree) is dict:  # by hand: a general walk costs more than a small layer
+        for v in tree.values() if type(tree) is dict else tree:
+            found = first_floating(v)
+            if found is not None:
+                return found
+        return None
+    return next((v for v in tree_flatten(tree)[0] if isinstance(v, Tensor) and v.is_floating_point()), None)
+
+
 def primary(tree: Tree, where: str) -> Tensor:
     """The first floating tensor of what a module takes or returns.
 
     >>> primary((torch.tensor([1]), torch.tensor([2.0])), "unit 'a'")
     tensor([2.])
     """
-    for v in tree_flatten(tree)[0]:
-        if isinstance(v, Tensor) and v.is_floating_point():
-            return v
+    found = first_floating(tree)
+    if found is not None:
+        return found
     raise DtypeError(
         where, "no floating tensor goes through it", expected="a floating output", got=type(tree).__name__,
         fix="leave it out of layers",
@@ -249,6 +269,10 @@ def _stackable(data: Call, context: Call) -> bool:
 
 
 def _first_input(call: Call) -> Tensor | None:
+    """What a unit is given: its first floating input, as a mask may come before it; else its first tensor."""
+    found = first_floating((call.args, call.kwargs))
+    if found is not None:
+        return found
     leaves = tree_flatten((call.args, call.kwargs))[0]
     return next((v for v in leaves if isinstance(v, Tensor)), None)
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..credit import Credit, Diff, Instant, Params, Tree, Unit, add, detach, eager
 from ..errors import NonFiniteError
+from .layer import Call
 from .probe import Probe
 from .switch import learning_enabled
 
@@ -63,7 +64,7 @@ class Propagator(nn.Module):
     def tick(self, state: Tree, x: Tree, y: Tree, learn: bool = True) -> tuple[Tree, Tree]:
         """Run the unit once on `x`: ``(out, state)``, detached. Learns if `learn`, an optimizer and targets `y`."""
         assert self.unit is not None, "this propagator has no unit: write its forward"
-        x, state = detach(x), detach(state)
+        x, state = x if type(x) is Call else detach(x), detach(state)
         if not (learn and self.optimizers and learning_enabled()):
             with torch.no_grad():
                 state = self.unit.cell(self.params, state, x)

@@ -1,6 +1,7 @@
 """What enters the first layer: formatters of the context and generators of the two streams."""
 
 from ..functional import signals as functional  # noqa: F401
+from .context import ClassContext as ClassContext
 from .formatters import DistinctBatchLabels as DistinctBatchLabels
 from .formatters import DistinctBatchLabelsOnehot as DistinctBatchLabelsOnehot
 from .formatters import Formatter as Formatter

@@ -50,6 +50,21 @@ def test_targets_are_compared_in_float32_under_autocast() -> None:
         assert F.target_similarity(t.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_row_of_zeros_has_cosine_zero_and_no_gradient(dtype: torch.dtype) -> None:
+    h, t = torch.zeros(3, 4, dtype=dtype), torch.eye(3, 4, dtype=dtype)
+    h[1], t[2] = 1, 0
+    for data in (h, h.clone().requires_grad_()):
+        z = F.similarity_logits(data, t, "cosine", 0.5)
+        assert z.dtype == dtype and z.tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 0]]
+        pairs = F.paired_similarity(data, t, "cosine")
+        assert pairs.dtype == dtype and pairs.tolist() == [0, 0.5, 0]
+    grad = torch.autograd.grad(F.similarity_logits(data, t, "cosine", 0.5).sum(), data)[0]
+    assert grad[0].tolist() == [0] * 4 and grad[1].tolist() == [0.5, 0.5, -0.5, -0.5] and grad[2].tolist() == [0] * 4
+    grad = torch.autograd.grad(F.paired_similarity(data, t, "cosine").sum(), data)[0]
+    assert grad[0].tolist() == [0] * 4 and bool(grad[1].isfinite().all()) and grad[1].abs().max() > 0.1
+
+
 def test_small_distances_of_large_values_are_kept() -> None:
     t = torch.tensor([1000.0, 1000.001, 0.0])
     q = F.target_similarity(t, "l2")

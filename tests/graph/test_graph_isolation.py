@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graph.test_graph_oracle import CREDITS, late_for_window, naive_block
-from imprint import Graph, InPort, Module, Ports, Rate, Source, Targets, masks, protos
+from imprint import Graph, Module, Ports, Rate, Source, Targets, masks, protos
 from imprint.credit import Credit, Instant, Unrolled, Window
 from imprint.managers import attach
 from imprint.rules import Local
+
 from references.graph_draws import plans
-from references.graph_learning import Adam, NaiveLearning
+from references.graph_learning import CREDITS, Adam, NaiveLearning, late_for_window, naive_block
 from references.graph_plans import Plan, batch_of, bound
 
 EVERY_CREDIT = [
@@ -46,7 +46,7 @@ def weights(graph: Graph, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 class Net(nn.Module):
-    """Two recurrent layers and a readout in plain torch, each behind a projection; the second also hears the readout."""
+    """Two recurrent layers and a readout in plain torch, each behind a projection; the second hears the readout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,9 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-@pytest.mark.parametrize(("credit", "update"), [(Instant(), "tick"), (Instant(), 3), (Window(2), 2), (Unrolled(), None)])
+@pytest.mark.parametrize(
+    ("credit", "update"), [(Instant(), "tick"), (Instant(), 3), (Window(2), 2), (Unrolled(), None)]
+)
 def test_weights_stay_inside_their_constraints(optimizer: str, credit: Credit, update: Any) -> None:
     """After every step of any optimizer: masks of edges, bounds, recurrent weights."""
     graph = chain("mse")
@@ -252,7 +254,13 @@ def test_weights_stay_inside_their_constraints(optimizer: str, credit: Credit, u
     graph["three"].objectives.add(inside)
     graph.bind(chain_batch(0))
     before = weights(graph, ("one", "two", "three"))
-    attach(graph, Local(fill=None), credit=credit, optimizer=OPTIMIZERS[optimizer], **({"update": update} if update else {}))
+    attach(
+        graph,
+        Local(fill=None),
+        credit=credit,
+        optimizer=OPTIMIZERS[optimizer],
+        **({"update": update} if update else {}),
+    )
     for i in range(3):
         graph.rollout(chain_batch(i))
         inside(type("View", (), {"tick": -1, "h": torch.zeros(1)}))
@@ -306,7 +314,13 @@ def test_padding_neither_learns_nor_counts(plan: Plan, how: tuple[Credit, Any], 
         graph = bound(plan, batch)
         if late_for_window(NaiveLearning(graph, naive_block(credit), update, Adam()), credit):
             return
-        attach(graph, Local(fill=None), credit=credit, update=update, optimizer=lambda p: torch.optim.Adam(p, 0.02, eps=1e-4))
+        attach(
+            graph,
+            Local(fill=None),
+            credit=credit,
+            update=update,
+            optimizer=lambda p: torch.optim.Adam(p, 0.02, eps=1e-4),
+        )
         out = graph.rollout(each)
         found.append((out, graph.losses(), dict(graph.named_parameters())))
     for out, losses, params in found[1:]:

@@ -17,6 +17,7 @@ from imprint import Graph, Module, Rate, Source, Targets, protos
 from imprint.credit import Instant, Unrolled, Window
 from imprint.managers import attach
 from imprint.rules import Local
+
 from references.graph_draws import plans
 from references.graph_naive import NaiveGraph
 from references.graph_plans import Plan, batch_of, bound
@@ -54,9 +55,11 @@ def test_a_rollout_in_two_halves(plan: Plan, data: st.DataObject) -> None:
         got = torch.cat([head[key], second[key]], 1)
         torch.testing.assert_close(got, value, rtol=0, atol=1e-12)
     again = graph.rollout({k: x[:, cut:] for k, x in batch.items()})
-    assert any(again[key].shape != second[key].shape or not torch.equal(again[key], second[key]) for key in want) or all(
-        not m.proto.recurrent for m in graph.modules_by_name.values() if m.proto is not None
-    ), "a rollout that starts anew is another one"
+    assert any(
+        again[key].shape != second[key].shape or not torch.equal(again[key], second[key]) for key in want
+    ) or all(not m.proto.recurrent for m in graph.modules_by_name.values() if m.proto is not None), (
+        "a rollout that starts anew is another one"
+    )
 
 
 @some
@@ -160,7 +163,11 @@ def test_a_stream_learns_as_a_rollout_does(cycle: bool) -> None:
 def test_learning_goes_on_where_inference_was(credit: Any, update: Any, opened: bool) -> None:
     """A rollout in eval mode, or without gradient, warms states up for one that learns."""
     batch = data(8)
-    cold, warm, slow = three(True, stop_grad=not opened), three(True, stop_grad=not opened), three(True, stop_grad=not opened)
+    cold, warm, slow = (
+        three(True, stop_grad=not opened),
+        three(True, stop_grad=not opened),
+        three(True, stop_grad=not opened),
+    )
     found = []
     for graph in (cold, warm, slow):
         torch.manual_seed(1)

@@ -286,13 +286,13 @@ def test_freezing_all_units_leaves_the_task() -> None:
 
 
 def test_a_step_without_targets() -> None:
-    """Legal where no unit needs them: nothing but backprop units, which then have no loss; refused elsewhere."""
+    """Refused where a unit needs them, and where only the task loss, which needs them, would learn."""
     model = Body(skip=True).double()
     manager = imprint.attach(model, "backprop", layers=r"blocks\.\d")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     x, _ = batch()
-    out = manager.step(x)
-    assert torch.allclose(out, model(x), rtol=0, atol=0)
+    with pytest.raises(LabelError, match=r"targets are missing[\s\S]*task loss[\s\S]*manager\.step\(x, y\)"):
+        manager.step(x)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     manager = imprint.attach(Body(skip=True).double(), "local_ce", layers=r"blocks\.\d", num_classes=K)
     with pytest.raises(
@@ -300,7 +300,8 @@ def test_a_step_without_targets() -> None:
     ):
         manager.step(x)
     manager.freeze(".*")
-    manager.step(x)
+    with pytest.raises(LabelError, match="task loss"):
+        manager.step(x)
 
 
 def test_a_rule_without_labels_learns_from_the_input_alone() -> None:

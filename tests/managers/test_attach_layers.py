@@ -214,6 +214,30 @@ def test_joined_layers_must_follow_each_other_in_the_forward_too() -> None:
     imprint.attach(Reader(), "local_ce", layers=["features.0", "head"]).step(x, torch.arange(B) % K)
 
 
+def test_what_is_written_into_before_a_joined_layer_is_not_what_the_unit_emitted() -> None:
+    """The same tensor, with other numbers: the joined layer's part of it is not done."""
+
+    class Writer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Linear(4, 6), nn.AvgPool1d(2))
+            self.head = nn.Linear(3, K)
+            self.writes = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.features[0](x)
+            if self.writes:
+                h.add_(1)
+            return self.head(self.features[1](h))
+
+    x, y = torch.randn(B, 4), torch.arange(B) % K
+    with pytest.raises((CoverageError, StateError)):
+        imprint.attach(Writer(), "local_ce").step(x, y)
+    model = Writer()
+    model.writes = False
+    imprint.attach(model, "local_ce").step(x, y)
+
+
 def test_a_container_of_parameters_is_no_unit() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

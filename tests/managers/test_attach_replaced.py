@@ -156,3 +156,14 @@ def test_a_frozen_weight_stays_without_an_optimizer() -> None:
     manager.model.first.bias.requires_grad_(False)
     manager.step(*data(2))
     assert torch.equal(manager.model.first.bias, torch.ones(8))
+
+
+def test_a_module_without_weights_may_be_exchanged() -> None:
+    manager = imprint.attach(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), "local_ce", layers=["0"])
+    manager.step(*data(1))
+    manager.model[1] = nn.Identity()
+    before = [p.detach().clone() for p in manager.model.parameters()]
+    x, y = data(2)
+    expected = nn.functional.linear(nn.functional.linear(x, *before[:2]), *before[2:])
+    torch.testing.assert_close(manager.step(x, y), expected)
+    assert not any(map(torch.equal, before, manager.model.parameters()))

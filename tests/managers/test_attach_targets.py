@@ -226,9 +226,10 @@ def test_sigprop_has_no_local_scores_of_values_and_other_units_keep_theirs() -> 
     mixed.step(x, y)
     plain = copy.deepcopy(mixed.model)
     expected = torch.zeros(32, 2)
-    for name, depth in (("2", 4), ("4", 5)):
+    for name in ("2", "4"):
+        unit = mixed.units[name].unit
         if mixed.units[name].speaks:
-            expected += mixed.units[name].unit.objective.linear(plain[:depth](x)).detach()
+            expected += unit.objective.linear(plain[: int(unit.names[-1]) + 1](x)).detach()
     assert mixed.units["2"].speaks and expected.abs().max() > 0
     torch.testing.assert_close(mixed.predict(x, by="local"), expected)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import imprint
-from imprint import Auto, Graph, Module, Source, Targets, attach, protos
+from imprint import Auto, Graph, InPort, InPortGroup, Module, Ports, Source, Targets, attach, protos
 from imprint.credit import Instant, Unrolled, Window
 
 from references.graph_kept import everything, untouched
@@ -143,9 +143,10 @@ def test_nothing_learns_unless_all_is_on(name: str, how: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_predict_changes_nothing(name: str) -> None:
-    """Not the weights, statistics, random numbers, modes, losses, or the clock: what follows is as if it had not been."""
+    """Not the weights, statistics, random numbers, modes, losses, or the clock: what follows is as it would be."""
     graph, twin = varied(), varied()
     for each in (graph, twin):
+        torch.manual_seed(4)
         attached(each, name).step(ragged(1))
         each["mid"].eval()  # a module that rests in its own mode
     with untouched(graph):
@@ -209,9 +210,7 @@ def test_an_optimizer_moves_its_own_member_alone() -> None:
     manager = attach(graph, optimizer=lambda p: torch.optim.SGD(p, next(rates))).bind(batch())
     before = weights(graph)
     manager.step(batch())
-    assert moved(graph, before) == {"head"} | set() or moved(graph, before) == {"head", "proj"}
-    assert differences({k: v for k, v in before.items() if "enc.proto" in k},
-                       {k: v for k, v in weights(graph).items() if "enc.proto" in k}) == []  # fmt: skip
+    assert moved(graph, before) == {"head", "enc_out__head_in"}
 
 
 def test_no_optimizer_no_learning() -> None:
@@ -282,7 +281,7 @@ def test_a_frozen_group_rests_and_goes_on_where_it_was(name: str) -> None:
     for each in (graph, twin):
         attached(each, name).step(ragged(1))
     own = ("nodes.head", "edges.mid_out__head_in")
-    before, count = weights(graph), _taken(graph, "head")
+    before, count = weights(graph), taken(graph, "head")
     graph.manager.freeze("head")
     graph.manager.freeze("he.d")  # twice is once
     assert set(graph.manager.frozen) == {"head"} and "frozen: Adam" in repr(graph.manager)
@@ -294,10 +293,10 @@ def test_a_frozen_group_rests_and_goes_on_where_it_was(name: str) -> None:
     before = weights(graph)
     graph.rollout(ragged(3))
     assert any(k.startswith(own) for k in changed(before, graph)) and not graph.manager.frozen
-    assert _taken(graph, "head") > count  # the same optimizer, its moments kept
+    assert taken(graph, "head") > count  # the same optimizer, its moments kept
 
 
-def _taken(graph: Graph, name: str) -> float:
+def taken(graph: Graph, name: str) -> float:
     optimizer = (graph.manager.frozen.get(name) or graph.manager.optimizers[name])[0]
     return max(float(state["step"]) for state in optimizer.state.values())
 
@@ -442,11 +441,12 @@ def test_the_table() -> None:
     ]
 
 
-def test_a_source_needs_no_module() -> None:
+def test_nothing_to_learn_is_no_error() -> None:
     """A graph that has nothing to learn is no error: it runs."""
-    graph = Graph()
-    graph.connect(Source("x")["out"], Module("m", protos.Elementwise("add"), imprint.Ports(
-        in_=imprint.InPortGroup(a=imprint.InPort())))["in.a"])  # fmt: skip
+    graph, src = Graph(), Source("x")
+    twice = Module("m", protos.Elementwise("add"), Ports(in_=InPortGroup(a=InPort(), b=InPort())))
+    graph.connect(src["out"], twice["in.a"])
+    graph.connect(src["out"], twice["in.b"])
     manager = attach(graph, "local", num_classes=2)
     out = manager.step(batch())
-    assert torch.equal(out["m"], batch()["x"]) and manager.losses() == {} and manager.orphans == []
+    assert torch.equal(out["m"], 2 * batch()["x"]) and manager.losses() == {} and manager.orphans == []

@@ -7,12 +7,22 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from references.graph_plans import FUNCTIONS, GROUPED, RECURRENT_WEIGHTS, STACKS, STATELESS, EdgePlan, ModulePlan, Plan, TermPlan
+from references.graph_plans import (
+    FUNCTIONS,
+    GROUPED,
+    RECURRENT_WEIGHTS,
+    STACKS,
+    STATELESS,
+    EdgePlan,
+    ModulePlan,
+    Plan,
+    TermPlan,
+)
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 WIDTHS = st.integers(2, 4)
-KINDS = ("gru", "gru", "gru", "mlp", "mlp", "linear", "rnn", "lstm", "leaky", "indrnn", "lif", "aggregator", "aggregator",
-         "elementwise", "elementwise", "mingru", "lru", "alif", "conv", "transformer")  # fmt: skip
+KINDS = ("gru", "gru", "gru", "mlp", "mlp", "linear", "rnn", "lstm", "leaky", "indrnn", "lif", "aggregator",
+         "aggregator", "elementwise", "elementwise", "mingru", "lru", "alif", "conv", "transformer")  # fmt: skip
 OPS = ("sub→abs", "add", "mul→tanh", "max", "sub→square→tanh", "mean→tanh")
 STYLES = ("row", "tick", "emission", "held")
 MODES = ("concat→linear", "sum→linear", "concat", "mean")
@@ -121,7 +131,9 @@ class _Drawn:
         """Is its output only as wide as what arrives?"""
         return self.kinds[i] == "aggregator" and "linear" not in self.options[i]["mode"]
 
-    def _ports(self, kind: str, width: int, proto: dict[str, Any]) -> tuple[list[tuple[str, int | None, str]], str | None]:
+    def _ports(
+        self, kind: str, width: int, proto: dict[str, Any]
+    ) -> tuple[list[tuple[str, int | None, str]], str | None]:
         if kind in GROUPED or self.chance(4):
             same = width if kind == "elementwise" else self.draw(WIDTHS)
             layout = "disjoint" if kind in GROUPED or self.chance() else "shared"
@@ -211,8 +223,12 @@ class _Drawn:
             return self._labelled(m, on, width, weight)
         alike = kind == "mse"
         targets: list[Any] = [("batch", style, width) for style in self.styles if style != "held"]
-        targets += [("shift", *s[:1], n) for s, w in self.sources.items() if w == width or not alike for n in (1, -1, 2, 0)]
-        targets += [("drive", n, p.removesuffix(":drive")) for (n, p), w in self.drives.items() if w == width or not alike]
+        targets += [
+            ("shift", *s[:1], n) for s, w in self.sources.items() if w == width or not alike for n in (1, -1, 2, 0)
+        ]
+        targets += [
+            ("drive", n, p.removesuffix(":drive")) for (n, p), w in self.drives.items() if w == width or not alike
+        ]
         targets += [("output", *k, n) for k, w in self.outs.items() if w == width or not alike for n in (0, 1)]
         options = {"weight": weight} | ({"at": self.one("all", "all", "last")} if alike else {})
         return TermPlan(kind, on, self.one(*targets), options)

@@ -13,10 +13,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from imprint.credit import Credit, Instant, Unrolled, Window
 from imprint.graph import Graph
 from imprint.objectives import PortOutput, Term
+
 from references.graph_losses import Mean, NaiveLosses
 from references.graph_naive import NaiveGraph, World
+
+CREDITS: list[tuple[Credit, Any]] = [
+    (Instant(), "tick"), (Instant(), "tick"), (Instant(), 2), (Instant(), 3), (Instant(), "rollout"), (Window(2), 2),
+    (Window(3), 3), (Window(2), 4), (Window(2), "rollout"), (Window(1), 1), (Unrolled(), "rollout"),
+]  # fmt: skip
 
 
 class Descent(Protocol):
@@ -29,7 +36,7 @@ class Descent(Protocol):
 class Momentum:
     """Heavy ball."""
 
-    def __init__(self, lr: float = 0.1, momentum: float = 0.9) -> None:
+    def __init__(self, lr: float = 0.05, momentum: float = 0.9) -> None:
         self.lr, self.momentum = lr, momentum
         self.speed: dict[int, Tensor] = {}
 
@@ -65,22 +72,23 @@ class Group:
         period_losses: of the present rollout.
     """
 
-    def __init__(self, naive: NaiveGraph, names: Sequence[str]) -> None:
+    def __init__(self, naive: NaiveGraph, names: Sequence[str], filled: Mapping[str, Term]) -> None:
         self.names = list(names)
-        self.learning = self._reached(naive)
+        self.learning = self._reached(naive, {key.split(".")[0] for key in filled})
         self.terms: dict[str, tuple[str, Term]] = {
             f"{name}.{term.name}": (name, term) for name in self.learning for term in naive.modules[name].objectives
-        }
+        } | {key: (key.split(".")[0], term) for key, term in filled.items() if key.split(".")[0] in self.names}
         shifts = [t.target.shift for _, t in self.terms.values() if isinstance(t.target, PortOutput)]
         self.lag = max([0, *shifts])
         owners: list[Any] = [naive.modules[name] for name in self.learning]
         owners += [e for e in naive.edges if e.target.module.name in self.learning]
+        owners += [term for key, (_, term) in self.terms.items() if key in filled]
         self.params = [p for owner in owners for p in owner.parameters()]
         self.means: dict[str, Mean] = {}
         self.period_losses: list[Tensor] = []
 
-    def _reached(self, naive: NaiveGraph) -> list[str]:
-        reached = {n for n in self.names if any(t.data for t in naive.modules[n].objectives)}
+    def _reached(self, naive: NaiveGraph, filled: set[str]) -> list[str]:
+        reached = {n for n in self.names if n in filled or any(t.data for t in naive.modules[n].objectives)}
         for _ in self.names:
             reached |= {
                 e.source.module.name
@@ -99,12 +107,14 @@ class NaiveLearning:
         update: ``"tick"``, a number of ticks, or ``"rollout"``.
         descent: moves the weights.
         clip: largest gradient norm of a group.
+        filled: terms that a rule adds to those declared.
     """
 
     def __init__(
-        self, graph: Graph, block: int | None, update: str | int, descent: Descent, clip: float | None = None
-    ) -> None:
-        self.naive = NaiveGraph(graph)
+        self, graph: Graph, block: int | None, update: str | int, descent: Descent, clip: float | None = None,
+        filled: Mapping[str, Term] | None = None,
+    ) -> None:  # fmt: skip
+        self.naive, self.filled = NaiveGraph(graph), filled or {}
         self.block, self.update, self.descent, self.clip = block, update, descent, clip
         self.groups = [g for g in self._groups() if g.learning and g.params]
         self.ambiguous = False
@@ -119,7 +129,7 @@ class NaiveLearning:
                 union = together[source] | together[target]
                 together |= dict.fromkeys(union, union)
         distinct = {frozenset(names) for names in together.values()}
-        return [Group(self.naive, [n for n in self.naive.order if n in names]) for names in distinct]
+        return [Group(self.naive, [n for n in self.naive.order if n in names], self.filled) for names in distinct]
 
     def rollout(self, batch: Mapping[str, Any], reset: bool = True) -> World:
         """Emit with the weights that are, then learn, tick by tick."""
@@ -188,7 +198,7 @@ class NaiveLearning:
     def _reached_in_vain(self, group: Group, live: set[str], grads: Sequence[Tensor | None]) -> bool:
         """Is there a weight that the terms of this period reach through the graph, but not within their block?
 
-        Over a block, that is a zero gradient or none: optimizers with a memory tell the two apart, this oracle does not.
+        Over a block, that is a zero gradient or none: optimizers with a memory tell them apart, this oracle does not.
         """
         above = {group.terms[key][0] for key in live}
         for _ in group.names:
@@ -221,3 +231,13 @@ class NaiveLearning:
                 assert mask is None
                 for p in module.iter_parameters_by_tag(tag):
                     p.clamp_(-limit, limit)
+
+
+def naive_block(credit: Credit) -> int | None:
+    """Ticks that credit reaches over."""
+    return None if isinstance(credit, Unrolled) else credit.k if isinstance(credit, Window) else 1
+
+
+def late_for_window(naive: NaiveLearning, credit: Credit) -> bool:
+    """Is there a target that comes after the window it belongs to? That is refused."""
+    return isinstance(credit, Window) and credit.block is not None and any(g.lag for g in naive.groups)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from imprint.objectives import BatchKey, PortDrive, PortOutput, ShiftedInput, Term
+
 from references.graph_naive import NaiveGraph, World
 
 
@@ -122,11 +123,14 @@ class NaiveLosses:
         if term.kind == "function":
             mean.add(self._called(world, name, term, t, y, rows) * len(valid), len(valid))
             return
+        if term.kind in ("head", "predict"):  # what a rule filled in: a linear map first
+            linear = term.objective.linear if term.kind == "head" else term.objective.map
+            h = h @ linear.weight.T + linear.bias
         for b in valid:
             weight, loss = 1.0, None
-            if term.kind == "ce":
+            if term.kind in ("ce", "head"):
                 weight, loss = cross_entropy(h[b], y[b], term)
-            elif term.kind == "mse":
+            elif term.kind in ("mse", "predict"):
                 loss = sum((h[b, i] - y[b, i]) ** 2 for i in range(h.shape[1])) / h.shape[1]
             elif term.kind.startswith("activity"):
                 loss = size(h[b], int(term.kind[-1]))

@@ -87,9 +87,7 @@ class NaiveGraph:
                 name
                 for name in waiting
                 if all(
-                    e.source.module.name in placed
-                    for e in self.edges
-                    if e.target.module.name == name and e.delay == 0
+                    e.source.module.name in placed for e in self.edges if e.target.module.name == name and e.delay == 0
                 )
             ]
             placed.append(ready[0])

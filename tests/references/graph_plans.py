@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from imprint import Auto, Graph, InPort, InPortGroup, Module, Nodes, Ports, Rate, Source, Targets, masks, protos
+
 from references.graph_naive import NaiveGraph
 
 

@@ -68,7 +68,7 @@ def varied(seed: int = 0, bind: bool = True) -> Graph:
     """x -> enc -> mid -> head: masked input, LayerNorm, BatchNorm, dropout, an objective with weights, two rates."""
     torch.manual_seed(seed)
     graph, src = Graph(), Source("x", mask=0.2)
-    enc = Module("enc", protos.GRUStack(hidden=4, layernorm=True))
+    enc = Module("enc", protos.GRUStack(hidden=4, layernorm=True), Ports(in_default=3))
     mid = Module("mid", protos.MLP([4, 5, 4], norm="batch", dropout=0.3), schedule=Rate(emit_every=2))
     head = Module("head", protos.MLP([4, Auto]), schedule=Rate.follow("mid"))
     graph.connect(src["out"], enc["in"])

@@ -46,8 +46,11 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize("way", ["own", "attached", "global"])
-@pytest.mark.parametrize("kind", ["dict", "table", "seeded", "dataset", "loader"])
+KINDS = ("dict", "table", "seeded", "dataset", "loader")
+OTHERS = [("attached", "table"), ("attached", "loader"), ("global", "dict"), ("global", "loader")]
+
+
+@pytest.mark.parametrize(("way", "kind"), [*(("own", kind) for kind in KINDS), *OTHERS])
 def test_broken_off_anywhere_and_resumed_ends_bit_identical(way: str, kind: str, tmp_path: Path) -> None:
     first = run(tmp_path / "straight", kind, way, 0)
     for stop in (2, 6, 10):

@@ -1,0 +1,82 @@
+"""Every benchmark runs, on tiny sizes, and prints the table it promises; no figure is compared."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+
+
+@pytest.fixture
+def benchmark(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A benchmark's module; the number of threads is as before afterwards."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+def rows(printed: str) -> list[list[str]]:
+    """Cells of all lines of a table."""
+    return [[c.strip() for c in line.strip("| ").split("|")] for line in printed.splitlines() if line.startswith("|")]
+
+
+def test_accuracy(benchmark: Any, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits, out = root / "examples" / "data" / "digits.h5", tmp_path / "out.json"
+    options = ["--epochs", "1", "--width", "8", "--batch", "256", "--rules", "backprop", "local_ce", "--out", str(out)]
+    benchmark("accuracy").main(["--data", str(digits), *options])
+    assert [row[2] for row in rows(capsys.readouterr().out)[2:]] == ["backprop", "local_ce"]
+    runs = json.loads(out.read_text())["runs"]
+    assert all(0 <= run["accuracy"] <= 1 and len(run["curve"]) == 1 and run["width"] == 8 for run in runs)
+    with pytest.raises(SystemExit):
+        benchmark("accuracy").main(["--data", str(digits), "--net", "vgg", "--width", "8"])
+
+
+def test_layerwise(benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = benchmark("layerwise")
+    small = module.partial(module.ResidualMLP, 1, 8, 12)
+    monkeypatch.setitem(module.NETS, "residual_mlp", (small, (12,), r"stem|blocks\.\d+"))
+    monkeypatch.setattr(module, "depth_memory", lambda depths: [{"depth": d} for d in depths])
+    module.main(["--net", "residual_mlp", "--batch", "16", "--repeats", "1", "--depths", "2", "3"])
+    table = rows(capsys.readouterr().out)
+    found = {row[2]: row for row in table[2:5]}
+    assert found.keys() == set(module.RULES) and table[-2:] == [["2"], ["3"]]
+    # similarity matching is work that the floor does not count
+    assert found["predsim"][3] == found["predsim"][6] == "–"
+    assert 0 < float(found["local_ce"][3]) < float(found["local_ce"][4])
+
+
+def test_graph_rollout(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"batch": 2, "ticks": 8, "features": 4, "hidden": 4, "repeats": 1}
+    benchmark("graph_rollout").main([v for name, value in sizes.items() for v in (f"--{name}", str(value))])
+    table = rows(capsys.readouterr().out)[2:]
+    assert len(table) == 9 and all(float(row[1]) > 0 for row in table)
+
+
+def test_sequences(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "sequences.h5", tmp_path / "out.json"
+    with h5py.File(path, "w") as file:
+        for split, count in (("train", 24), ("test", 12)):
+            file[f"{split}/x"] = torch.randn(count, 6, 3).numpy()
+            file[f"{split}/y"] = (torch.arange(count) % 3).numpy()
+            file[f"{split}/length"] = (3 + torch.arange(count) % 4).numpy()
+    options = ["--rules", "backprop", "local_ce", "frozen", "--epochs", "1", "--seeds", "1", "--hidden", "4"]
+    benchmark("sequences").main(["--data", str(path), *options, "--out", str(out)])
+    assert [row[0] for row in rows(capsys.readouterr().out)[2:]] == [
+        "backprop",
+        "local_ce",
+        "frozen",
+        "ridge on its states",
+    ]
+    assert all(0 <= run["accuracy"] <= 1 for run in json.loads(out.read_text())["rows"])
+
+
+def test_no_benchmark_is_left_out(root: Path) -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    shared = {"measure", "nets"}
+    assert {path.stem for path in (root / "benchmarks").glob("*.py")} - shared <= tested
