@@ -3,7 +3,7 @@
 The aggregator takes them apart, sums and maps them; the edge from the deep port is a band, whose weights stay small
 whatever the optimizer does.
 
-Prints what the band looks like, then, on the digits: ``demo_multi_port  digits  96.67%  97.78%`` and the seconds.
+Prints what the band looks like, then, on the digits: ``demo_multi_port  digits  96.67%  97.50%`` and the seconds.
 """
 
 from __future__ import annotations

@@ -37,11 +37,8 @@ def state_dict(manager: GraphManager) -> dict[str, Any]:
         }
         for name, prop in manager.props.items()
     }
-    target = None
-    if manager.target is not None:
-        target = {"key": manager.target.key, "num_classes": manager.target.labels.num_classes}
     return kept({
-        "format": FORMAT, **_same(manager), "target": target, "graph": manager.graph.state_dict(),
+        "format": FORMAT, **_same(manager), "target": _target(manager), "graph": manager.graph.state_dict(),
         "filled": _filled(manager).state_dict(), "signal": manager.signal.state_dict() if manager.signal else {},
         "groups": groups, "orphans": list(manager.orphans), "steps": manager.steps, "tick": manager.graph.clock.tick,
         "rng": random_state(),
@@ -52,7 +49,7 @@ def load_state_dict(manager: GraphManager, state: dict[str, Any]) -> None:
     """See :meth:`imprint.managers.GraphManager.load_state_dict`."""
     graph, fresh = manager.graph, manager.graph.learning is None
     weights = kept(graph.state_dict()) if graph.bound else None
-    before = None if fresh else state_dict(manager)
+    before, counts = None if fresh else state_dict(manager), (manager.steps, graph.clock.tick)
     begun = False
     try:
         _check_before(manager, state)
@@ -62,6 +59,7 @@ def load_state_dict(manager: GraphManager, state: dict[str, Any]) -> None:
             begun = True
             _load(manager, state)
     except BaseException as error:
+        manager.steps, graph.clock.tick = counts
         if fresh:
             manager.unready()
         if begun and weights is not None:
@@ -74,6 +72,11 @@ def load_state_dict(manager: GraphManager, state: dict[str, Any]) -> None:
             "load_state_dict", "the state is damaged", expected="what state_dict() gave", got=repr(error),
             fix="load another checkpoint",
         ) from error  # fmt: skip
+
+
+def _target(manager: GraphManager) -> dict[str, Any] | None:
+    target = manager.target
+    return None if target is None else {"key": target.key, "num_classes": target.labels.num_classes}
 
 
 def _same(manager: GraphManager) -> dict[str, Any]:
@@ -127,6 +130,11 @@ def _check(manager: GraphManager, state: dict[str, Any]) -> None:
     check_tensors(weights, mine, "the graph's weights")
     check_tensors(state["filled"], _filled(manager).state_dict(), "what the rule filled in")
     check_tensors(state["signal"], manager.signal.state_dict() if manager.signal else {}, "the signal")
+    if state["target"] != _target(manager):
+        raise CheckpointError(
+            "load_state_dict", "it was saved with another target", expected=_target(manager), got=state["target"],
+            fix="declare the same objectives, and attach with the same num_classes=",
+        )  # fmt: skip
     check_keys(state["groups"], set(manager.props), "load_state_dict")
     if state["orphans"] != manager.orphans:
         raise CheckpointError(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from imprint import Graph, Module, Ports, Rate, Source, Targets, masks, protos
 from imprint.credit import Credit, Instant, Unrolled, Window
+from imprint.graph.learner import Learner
+from imprint.graph.learning import Learning
 from imprint.managers import attach
 from imprint.rules import Local
 
@@ -330,3 +332,31 @@ def test_padding_neither_learns_nor_counts(plan: Plan, how: tuple[Credit, Any], 
             same(losses[name], loss, name)
         for name, p in found[0][2].items():
             same(params[name].detach(), p.detach(), name)
+
+
+# -- a tape that is replayed
+
+
+@pytest.mark.parametrize(
+    ("credit", "update"), [(Window(2), 2), (Window(2), 4), (Window(3), "rollout"), (Unrolled(), "rollout")]
+)
+def test_a_replayed_tape_equals_a_live_one(credit: Credit, update: Any) -> None:
+    """``Window`` and ``Unrolled`` as pure functions of their tape move weights as the eager graph does."""
+    found = []
+    for replayed in (False, True):
+        graph = chain("drive")
+        graph["two"].incoming[0].set_stop_grad(False)
+        torch.manual_seed(4)
+        graph.bind(chain_batch(0))
+        manager = attach(graph, Local(fill=None), credit=credit, update=update, optimizer=momentum).bind(chain_batch(0))
+        if replayed:
+            learners = []
+            for group in graph.learning.live:
+                group.prop.credit = credit
+                learners.append(Learner(group.unit, group.prop, manager.update))
+            graph.learning = Learning(graph, learners, [], graph.learning.rest, 1, manager.update)
+        for i in range(3):
+            graph.rollout(chain_batch(i))
+        found.append(weights(graph, ("one", "two", "three")))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-12, msg=name)

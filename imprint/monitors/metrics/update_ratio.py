@@ -15,7 +15,8 @@ from ..metric import Metric, register_monitor
 class UpdateRatio(Metric):
     r"""Mean of :math:`\|\Delta w\|_2 / \|w\|_2` over updates, w being all weights of the unit that got a gradient.
 
-    Weights of objectives (a local head) do not count, for they may start at zero; nor does an update of weights that are zero.
+    Weights of objectives (a local head) do not count, for they may start at zero; nor does an update of weights that
+    are zero.
     It holds a copy of one unit's weights at a time.
     """
 
