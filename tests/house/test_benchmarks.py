@@ -11,6 +11,8 @@ import h5py
 import pytest
 import torch
 
+import imprint
+
 
 @pytest.fixture
 def benchmark(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -80,3 +82,17 @@ def test_no_benchmark_is_left_out(root: Path) -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     shared = {"measure", "nets"}
     assert {path.stem for path in (root / "benchmarks").glob("*.py")} - shared <= tested
+
+
+def test_the_first_step_binds_and_its_memory_grows_with_depth(benchmark: Any) -> None:
+    """Later steps hold what one unit needs; the bind in the first holds an output of every unit."""
+    peak, nets = benchmark("measure").peak_bytes, benchmark("nets")
+
+    def peaks(depth: int) -> tuple[int, int]:
+        manager = imprint.attach(nets.ResidualMLP(depth), "local_ce", layers=r"stem|blocks\.\d+", num_classes=10)
+        x, y = torch.randn(32, 784), torch.randint(10, (32,))
+        bind, _ = peak(lambda: manager.bind(x, y)), manager.step(x, y)  # the first step makes Adam's state
+        return bind, peak(lambda: manager.step(x, y))
+
+    (bind, step), (deep_bind, deep_step) = peaks(4), peaks(12)
+    assert deep_bind > 1.3 * bind and deep_step < 1.1 * step
