@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..credit import Instant
@@ -127,6 +128,19 @@ class Learner:
         self.prop.update()
         for module in self.constrained:
             module.project_()
+
+    def forget(self, rows: Tensor) -> None:
+        """Rows of the mask start anew: what they waited for will not come; the others go on waiting."""
+        for sample in self.waiting:
+            due = {k: self._without(rows, v) for k, v in (sample.y or {}).items()}
+            kept = {k: v for k, v in due.items() if not isinstance(v, dict) or bool(v["valid"].any())}
+            sample.y = kept if any(isinstance(v, dict) and self.unit.terms[k].data for k, v in kept.items()) else None
+
+    @staticmethod
+    def _without(rows: Tensor, due: Any) -> Any:
+        if not isinstance(due, dict):
+            return due
+        return {**due, "valid": ~rows if due["valid"] is None else due["valid"] & ~rows, "complete": False}
 
     def reset(self) -> None:
         """Forget what was gathered and what waits."""

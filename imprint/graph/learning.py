@@ -197,10 +197,11 @@ class Learning:
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Rows start anew: what waits for targets of theirs is forgotten."""
-        for learner in self.learners:
-            learner.waiting.clear()
         if rows is None:
             self._forget()
+            return
+        for learner in self.learners:
+            learner.forget(rows)
 
     def losses(self) -> dict[str, Tensor]:
         """Mean loss of every group over what it learned from in the last rollout."""

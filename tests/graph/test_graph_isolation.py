@@ -344,7 +344,7 @@ def test_a_replayed_tape_equals_a_live_one(credit: Credit, update: Any) -> None:
     """``Window`` and ``Unrolled`` as pure functions of their tape move weights as the eager graph does."""
     found = []
     for replayed in (False, True):
-        graph = chain("drive")
+        graph = chain("contrastive")
         graph["two"].incoming[0].set_stop_grad(False)
         torch.manual_seed(4)
         graph.bind(chain_batch(0))

@@ -19,6 +19,7 @@ from imprint.managers import attach
 from imprint.rules import Local
 
 from references.graph_draws import plans
+from references.graph_learning import Momentum, NaiveLearning
 from references.graph_naive import NaiveGraph
 from references.graph_plans import Plan, batch_of, bound
 
@@ -156,6 +157,53 @@ def test_a_stream_learns_as_a_rollout_does(cycle: bool) -> None:
     for name, want in after.items():
         assert not torch.equal(want, before[name]), name
         torch.testing.assert_close(streamed[name], want, rtol=0, atol=1e-12, msg=name)
+
+
+def predictor(rows: int = 2) -> tuple[Graph, dict[str, Tensor]]:
+    """A recurrent module that predicts the next input."""
+    graph = Graph()
+    src, m = Source("x"), Module("m", protos.GRUStack(3, layers=2))
+    graph.connect(src["out"], m["in"])
+    m.objectives.mse(target=Targets.shifted_input(src, 1))
+    x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64)[-rows:]
+    torch.manual_seed(2)
+    return graph.bind({"x": x}), {"x": x}
+
+
+def test_a_stream_waits_for_its_targets() -> None:
+    """What comes a tick later is learned a tick later, from the state and input that were, with the weights of then."""
+    graph, batch = predictor()
+    naive = NaiveLearning(predictor()[0], 1, "tick", Momentum(lr=0.1))
+    naive.groups[0].lag = 1
+    trained(graph, Instant(), "tick")
+    naive.rollout(batch)
+    emitted = [graph.step({"x": batch["x"][:, t]})["m"] for t in range(6)]
+    want = naive.naive.world.emitted["m.out"]
+    torch.testing.assert_close(torch.cat(emitted, 1), torch.stack(list(want.values()), 1), rtol=0, atol=1e-12)
+    at_once = dict(predictor()[0].named_parameters())
+    theirs = dict(naive.naive.graph.named_parameters())
+    for name, p in graph.named_parameters():
+        torch.testing.assert_close(p.detach(), theirs[name].detach(), rtol=0, atol=1e-12, msg=name)
+        assert not torch.equal(p, at_once[name])
+
+
+def test_rows_that_start_anew_wait_for_nothing() -> None:
+    """The others learn what they were waiting for, and only they do."""
+    both, batch = predictor()
+    lonely, alone = predictor(rows=1)
+    nobody, _ = predictor()
+    start = weights(both)
+    for graph, x in ((both, batch["x"]), (lonely, alone["x"]), (nobody, batch["x"])):
+        trained(graph, Instant(), "tick")
+        graph.step({"x": x[:, 0]})
+        if graph is not lonely:
+            graph.reset(rows=torch.tensor([True, graph is nobody]))
+        graph.step({"x": x[:, 1]})
+    want, rested = weights(lonely), weights(nobody)
+    for name, got in weights(both).items():
+        torch.testing.assert_close(got, want[name], rtol=0, atol=1e-12, msg=name)
+        assert "weight_hh" in name or not torch.equal(got, start[name]), "states of the first tick are zero"
+        assert torch.equal(rested[name], start[name])
 
 
 @pytest.mark.parametrize(("credit", "update"), [(Instant(), "tick"), (Window(4), 4), (Unrolled(), "rollout")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ import imprint
 @pytest.fixture
 def benchmark(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A benchmark's module; the number of threads is as before afterwards."""
-    threads = torch.get_num_threads()
+    threads, stems = torch.get_num_threads(), {file.stem for file in (root / "benchmarks").glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in stems & sys.modules.keys()}  # references of the same names
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     yield importlib.import_module
+    for name in stems & sys.modules.keys():
+        del sys.modules[name]
+    sys.modules.update(others)
     torch.set_num_threads(threads)
 
 
