@@ -142,7 +142,9 @@ def test_sigprop(order: tuple[str, str], optimizer: str, update: Any, ragged: bo
 Wrong = Callable[[list[Cell], Batch, Any, Tensor], None]
 CONTROLS: dict[str, tuple[str, Any, Wrong]] = {
     "local_ce, another period": ("local_ce", 2, lambda c, b, s, u: local_ce(c, b, 3, False)),
-    "local_ce, padding counts": ("local_ce", 2, lambda c, b, s, u: local_ce(c, Batch(b.x, b.y, [TICKS] * ROWS), 2, False)),
+    "local_ce, padding counts": (
+        "local_ce", 2, lambda c, b, s, u: local_ce(c, Batch(b.x, b.y, [TICKS] * ROWS), 2, False)
+    ),
     "predict_input, at once": ("predict_input", 2, lambda c, b, s, u: predict_input(c, b, 2, postponed=False)),
     "predict_input, another period": ("predict_input", 2, lambda c, b, s, u: predict_input(c, b, 3)),
     "sigprop, a signal without state": ("sigprop", 2, lambda c, b, s, u: sigprop(c, b, 2, s, False, mixed=True)),
