@@ -100,13 +100,13 @@ def test_local_ce(order: tuple[str, str], optimizer: str, update: Any, ragged: b
     manager, cells = attached(graph, "local_ce", optimizer, update)
     heads = {"first.head"} if declared else {"first.head", "second.head"}
     assert set(manager.filled) == heads and all(
-        float(p.abs().max()) == 0 for t in manager.filled.values() for p in t.parameters()
+        float(p.detach().abs().max()) == 0 for t in manager.filled.values() for p in t.parameters()
     )
     before = weights(graph)
     for batch in batches(ragged):
         graph.rollout(fed(batch))
         local_ce(cells, batch, update, declared)
-    assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-6
+    assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-8
 
 
 @pytest.mark.parametrize(("order", "optimizer", "update", "ragged"), CASES)
@@ -119,7 +119,7 @@ def test_predict_input(order: tuple[str, str], optimizer: str, update: Any, ragg
     for batch in batches(ragged):
         graph.rollout(fed(batch))
         predict_input(cells, batch, update)
-    assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-6
+    assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-8
 
 
 @pytest.mark.parametrize("kind", ["v1", "v14"])
@@ -136,7 +136,7 @@ def test_sigprop(order: tuple[str, str], optimizer: str, update: Any, ragged: bo
     for batch in batches(ragged):
         graph.rollout(fed(batch))
         sigprop(cells, batch, update, manager.signal.x, declared, kind)
-    assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-6
+    assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-8
 
 
 Wrong = Callable[[list[Cell], Batch, Any, Tensor], None]
