@@ -50,6 +50,8 @@ class Plan:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 what = f"{self.names.get(name, name)}= counts from 1"
                 raise ArgumentError(self.where, what, expected="at least 1", got=value)
+        if self.every is not None and self.folder is None:
+            raise ArgumentError(self.where, "every= without a folder writes nothing", fix="give checkpoint=")
         if self.schedule not in SCHEDULES:
             raise ArgumentError(
                 self.where, f"unknown schedule={self.schedule!r}", expected=" | ".join(map(str, SCHEDULES))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import Dataset
 
 from ..data import Batches, as_batches
 from ..errors import ArgumentError
@@ -90,7 +92,7 @@ def train_graph(
         every: steps between checkpoints within an epoch.
         resume: go on from the folder's ``last.pt``, if there is one; else start anew.
         schedule: when the manager's schedulers step: ``"epoch"``, ``"step"`` (a batch), ``"metric"``, None.
-        batch_size: of tables and Datasets, instead of their own.
+        batch_size: of tables and Datasets, instead of their own; validation data that has batches keeps them.
         progress: show a bar.
 
     Raises:
@@ -123,13 +125,22 @@ def train_graph(
         calls, {"log": "log_every"},
     )  # fmt: skip
     train = as_batches(dataset, batch_size=batch_size)
-    val = None if val_dataset is None else as_batches(val_dataset, batch_size=batch_size, shuffle=False)
-    if val is None and (val_loss_fn is not None or val_metric_fn is not None):
+    val = (
+        None
+        if val_dataset is None
+        else as_batches(val_dataset, batch_size=_size(val_dataset, batch_size), shuffle=False)
+    )
+    if val is None and (val_loss_fn is not None or val_metric_fn is not None or val_every != 1):
         raise ArgumentError(WHERE, "there is nothing to validate", fix="give val_dataset=")
     if manager is None:
         manager = graph.manager
     elif graph.manager is not manager:
         raise ArgumentError(WHERE, "manager= is not attached to this graph", fix="imprint.managers.attach(graph, …)")
+    if manager is None and schedule not in ("epoch", None):
+        raise ArgumentError(
+            WHERE, f"schedule={schedule!r}, and there is no schedule to step",
+            fix="imprint.managers.attach(graph, …, scheduler=) first",
+        )  # fmt: skip
     if seed is not None:
         seed_all(seed)
     own = manager is None
@@ -140,6 +151,11 @@ def train_graph(
     finally:
         if own and isinstance(learner, GraphManager):
             learner.detach()
+
+
+def _size(data: Any, batch_size: int | None) -> int | None:
+    """The batch size for data that has no batches yet."""
+    return batch_size if isinstance(data, Dataset | Mapping | tuple) else None
 
 
 def _told_apart(callbacks: Iterable[Any]) -> tuple[list[Sink], list[Callable[[Epoch], object]]]:

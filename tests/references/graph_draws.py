@@ -58,7 +58,7 @@ class _Drawn:
         self.styles: Sequence[str] = STYLES
         self.sources = {(name, "out"): width for name, width in sources.items()}
         self.widths = [4 if kind == "transformer" else draw(WIDTHS) for kind in kinds]
-        self.options = [self._options(kind) for kind in kinds]
+        self.options = [self._options(kind, width) for kind, width in zip(kinds, self.widths, strict=True)]
         self.declared = [self._out(i) for i in range(len(kinds))]
         self.modules: list[ModulePlan] = []
         self.edges: list[EdgePlan] = []
@@ -109,10 +109,11 @@ class _Drawn:
             ModulePlan(name, kind, width, proto, tuple(sized), layout, out, self._rate(i), extra, (), limit)
         )
 
-    def _options(self, kind: str) -> dict[str, Any]:
+    def _options(self, kind: str, width: int) -> dict[str, Any]:
         if kind in STACKS:
             every = self.one(None, None, 2, 3)
-            return {"layers": self.one(1, 1, 2), "layernorm": self.chance(3), "reset_every": every}
+            normal = self.chance(3) and width > 2  # over two units it is almost a step, which amplifies rounding
+            return {"layers": self.one(1, 1, 2), "layernorm": normal, "reset_every": every}
         if kind in ("mlp", "linear"):
             return {"auto": self.chance(3)}
         if kind == "aggregator":

@@ -84,6 +84,7 @@ def run(folder: Path, kind: str, way: str, seed: int, sinks: Any = (), **options
     graph = build(stop_grad=way != "global")
     if way == "attached":
         attached(graph, optimizer=lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5))
+        options = {"schedule": "step"} | options
     else:
         options = {"lr": 0.02, "use_adamw": True, "weight_decay": 0.1} | options
     if way == "global":
@@ -91,7 +92,7 @@ def run(folder: Path, kind: str, way: str, seed: int, sinks: Any = (), **options
         options["loss_fn"] = lambda out, batch: loss(out, batch)
     table = source(kind)
     size = {"batch_size": 4} if kind in ("dict", "dataset") else {}
-    chosen = {"epochs": EPOCHS, "every": 1, "log_every": 2, "schedule": "step"} | size | options
+    chosen = {"epochs": EPOCHS, "every": 1, "log_every": 2} | size | options
     return train_graph(
         graph, table, val_dataset=samples(), val_every=2, metric_fn=last_step_accuracy(), seed=1, checkpoint=folder,
         callbacks=[CSV(folder / "run.csv"), *sinks], progress=False, **chosen,

@@ -1,0 +1,61 @@
+"""The knobs of the demonstrations do what they say."""
+
+from __future__ import annotations
+
+import demo_predictive_coding as demo
+import demo_slicer_encoder
+import pytest
+import torch
+
+from common import parse, sequences
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(demo.CONFIG, "hidden", 16)
+
+
+def gradients(confine: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """Of the lower layer's weights: from the upper layer's error, and from the task's loss."""
+    monkeypatch.setitem(demo.CONFIG, "confine_pc_gradients", confine)
+    train, _ = sequences(parse([]))
+    graph, found = demo.build(train), []
+    batch = next(train.iter_batches())
+    graph.rollout(batch)
+    for name in ("high_predictor.mse", "head.ce"):
+        graph.zero_grad()
+        graph.losses()[name].backward(retain_graph=True)
+        found.append(sum(p.grad.abs().sum().item() for p in graph["low"].proto.parameters() if p.grad is not None))
+    return found[0], found[1]
+
+
+@pytest.mark.usefixtures("small")
+def test_confined_layers_learn_from_their_own_error_alone_and_the_task_steers_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    above, task = gradients(True, monkeypatch)
+    assert above == 0 and task == 0
+    above, task = gradients(False, monkeypatch)
+    assert above > 0 and task == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_gradients_are_logged_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for log in (False, True):
+        monkeypatch.setitem(demo.CONFIG, "log_gradients", log)
+        demo.main(["--epochs", "2"])
+        printed.append(capsys.readouterr().out)
+    assert "gradient" not in printed[0] and printed[1].count("gradient") >= 2
+    lines = [text.splitlines()[-1].split()[:4] for text in printed]
+    assert lines[0] == lines[1]  # watching changes nothing
+
+
+def test_slices_forget_and_the_context_rests() -> None:
+    train, _ = sequences(parse([]))
+    graph, batch = demo_slicer_encoder.build(train), next(train.iter_batches())
+    first = graph.rollout(batch)["slicer"]
+    other = batch | {"x": torch.cat([torch.randn_like(batch["x"][:, :2]), batch["x"][:, 2:]], 1)}
+    second = graph.rollout(other)["slicer"]
+    assert not torch.equal(first[:, 0], second[:, 0]) and torch.equal(first[:, 1:], second[:, 1:])
+    assert graph["context"].state.input_drive["in"].shape[1] == 4
