@@ -63,6 +63,14 @@ class StateError(ImprintError, RuntimeError):
     """The call is right but comes at the wrong time."""
 
 
+class CaptureError(ImprintError, RuntimeError):
+    """A tick cannot be held as a fixed list of kernels over fixed memory, or can no longer be replayed."""
+
+
+class CompileError(ImprintError, RuntimeError):
+    """A compiler is missing, or fails on what it was given."""
+
+
 class StructureError(ImprintError, ValueError):
     """A step cannot be told as an eligibility trace: what moves what is not unit by unit, or not known."""
 

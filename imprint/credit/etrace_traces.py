@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 from hashlib import sha256
 from itertools import groupby
@@ -49,6 +50,9 @@ class Traces:
         algorithm: which traces.
         block: ticks taken in at once.
         in_place: weights move after each tick, so that nobody goes back to before it: no copies are made.
+
+    Attributes:
+        trusts: losses that are not finite are somebody else's affair.
     """
 
     def __init__(self, unit: Any, algorithm: Algorithm, block: int, in_place: bool = False) -> None:
@@ -60,7 +64,7 @@ class Traces:
         self.waiting: list[Tick] = []
         self.names = {p: k for k, p in unit.own.items()}
         self.keys: dict[int, dict[int, Key]] = {}
-        self.owns = True
+        self.owns, self.trusts = True, False
 
     # -- a tick
 
@@ -105,6 +109,20 @@ class Traces:
             self.flush()
         return out, new, loss
 
+    def part(self, keys: Collection[Key], grads: Params) -> Traces:
+        """Those of some weights, with other gradients, written in place: for whoever keeps them for good."""
+        made = copy(self)
+        made.kept, made.grads, made.waiting = {key: self.kept[key] for key in keys}, dict(grads), []
+        made.owns = made.in_place = made.trusts = True
+        return made
+
+    def copied(self) -> Traces:
+        """The same with numbers of its own."""
+        made = copy(self)
+        made.kept = {key: self._copied(kept) for key, kept in self.kept.items()}
+        made.grads, made.waiting, made.owns = {k: g.clone() for k, g in self.grads.items()}, list(self.waiting), True
+        return made
+
     def collect(self) -> Params:
         """The gradients since the last time."""
         self.flush()
@@ -144,8 +162,8 @@ class Traces:
         compiled = self.cells.at(state, x)
         names = compiled.facts.steps & self.cells.traced if compiled is not None else frozenset()
         signal, states = self._signals(ticks, names)
-        if compiled is None or (self.in_place and signal is not None and not torch.isfinite(signal.loss)):
-            return signal  # the latter is refused by the propagator
+        if compiled is None or self._refuses(signal):
+            return signal
         with torch.no_grad():
             each = [self.cells.inputs(s, x, compiled.facts) for s, x, _ in ticks]
             befores = [self.cells.before(s, x, names) for s, x, _ in ticks]
@@ -167,6 +185,12 @@ class Traces:
                 self._advance(block, says, valid, compiled, grads)
             self.grads = add(self.grads, {self.names[p]: g for p, g in grads.sums.items() if p.requires_grad})
         return signal
+
+    def _refuses(self, signal: Signal | None) -> bool:
+        """Is the loss one that the propagator will refuse?"""
+        if not self.in_place or self.trusts or signal is None:
+            return False
+        return not bool(torch.isfinite(signal.loss))
 
     def _signals(self, ticks: list[Tick], names: Any) -> tuple[Signal | None, dict[str, Tensor]]:
         """Losses by new states ``[K, B, …]``, zero where none is due; one-step gradients are gathered."""

@@ -71,7 +71,7 @@ class Trace:
             if rows is None:
                 v.zero_()
             else:
-                v.view(self.rows, -1)[rows] = 0
+                v.view(self.rows, -1).masked_fill_(rows[:, None], 0)
 
     @property
     def bytes(self) -> int:

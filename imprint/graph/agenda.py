@@ -31,14 +31,11 @@ class Agenda:
         self.dues: dict[str, Due] = {}
         self.at: dict[int, list[tuple[str, int]]] = {}
         self.shares: dict[str, Any] = {}
-        self.whole: dict[str, list[bool]] = {}
         for name, term in unit.terms.items():
             due = self.dues[name] = make_due(run, unit.modules[name.split(".")[0]], name, term)
             self.shares[name] = self._shares(run, due)
-            live = [True] * len(due.ticks) if due.valid is None else due.valid.any(1).tolist()
-            self.whole[name] = [True] * len(due.ticks) if due.valid is None else due.valid.all(1).tolist()
             for e, t in enumerate(due.ticks):
-                if live[e]:
+                if due.alive[e]:
                     self.at.setdefault(t, []).append((name, e))
         data = {self.period(t) for t, due in self.at.items() if any(self.dues[name].term.data for name, _ in due)}
         self.at = {t: due for t, due in sorted(self.at.items()) if self.period(t) in data}
@@ -78,7 +75,7 @@ class Agenda:
             made[name] = {
                 "y": None if due.y is None else due.y[e],
                 "read": None if name in self.own else due.read,
-                "batch": self.batch, "valid": None if due.valid is None or self.whole[name][e] else due.valid[e],
+                "batch": self.batch, "valid": None if due.valid is None or due.whole[e] else due.valid[e],
                 "share": share if isinstance(share, float) else share[e], "complete": due.valid is None,
             }  # fmt: skip
         if self.penalties:

@@ -33,6 +33,7 @@ class Due:
         counts: ``[E]`` how much each emission weighs in a mean; None if all weigh alike.
         batch: what the rollout was given.
         lag: ticks after which a target that comes from another port is there.
+        facts: what :attr:`alive` and :attr:`whole` say, once they are known.
     """
 
     name: str
@@ -45,6 +46,30 @@ class Due:
     counts: Tensor | None = None
     lag: int = 0
     batch: Any = None
+    facts: tuple[list[bool], list[bool]] | None = None
+
+    @property
+    def alive(self) -> list[bool]:
+        """Of each emission: does any pair count?"""
+        return self._facts()[0]
+
+    @property
+    def whole(self) -> list[bool]:
+        """Of each emission: do all pairs count?"""
+        return self._facts()[1]
+
+    def tick(self, emission: int) -> int:
+        """When that was, as objectives are told."""
+        return self.ticks[emission]
+
+    def _facts(self) -> tuple[list[bool], list[bool]]:
+        """Read once, since reading waits for the device."""
+        if self.facts is None:
+            if self.valid is None:
+                self.facts = [True] * len(self.ticks), [True] * len(self.ticks)
+            else:
+                self.facts = self.valid.any(1).tolist(), self.valid.all(1).tolist()
+        return self.facts
 
 
 def make_due(run: Rollout, module: Module, name: str, term: Term) -> Due:

@@ -44,21 +44,20 @@ def term_loss(
             valid=None if valid is None else valid.flatten(),
         )  # fmt: skip
         return term(view) * total
-    live = [True] * len(emissions) if valid is None else valid.any(1).tolist()
     losses = []
     for e, number in enumerate(emissions):
-        if not live[e]:
+        if not due.alive[number]:
             continue
         place = number - first
         out = {f"{name}.{port}": stack(f"{name}.{port}")[place] for port in due.module.nodes}
         out |= {
             f"{name}.{port}:drive": stack(f"{name}.{port}:drive@emissions")[place] for port in due.module.ports.inputs
         }
-        whole = None if valid is None or bool(valid[e].all()) else valid[e]
+        whole = None if valid is None or due.whole[number] else valid[e]
         at = {"y": None if y is None else y[e], "valid": whole, "batch": due.batch}
         state = {name: states[place]} if states else {}
         share = shares if isinstance(shares, float) else shares[e]
-        losses.append(term(view_of(term, name, out, state, at, due.ticks[number])) * share)
+        losses.append(term(view_of(term, name, out, state, at, due.tick(number))) * share)
     return torch.stack(losses).sum() if losses else h.sum() * 0
 
 

@@ -18,6 +18,7 @@ from .checks import check_batch, check_regularisers, check_state_tag, check_term
 from .dot import to_dot
 from .draw import draw
 from .due import Due, resolve_labels
+from .engine import Engine
 from .loading import EXTRA, check_sources, check_weights, known_of
 from .module import Module
 from .observer import Observers
@@ -163,12 +164,16 @@ class Graph(Structure):
             DataError, ShapeError, LabelError, NonFiniteError: the batch does not fit, or holds NaN (looked for on the
                 CPU); nothing has changed.
         """
+        return self.run_by(None, batch, reset, keep)
+
+    def run_by(self, engine: Engine | None, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
+        """:meth:`rollout` by another engine, which takes the prepared rollout through its ticks; None: its own."""
         if not isinstance(reset, bool):
             raise ArgumentError(
                 "rollout", "reset= is on or off", expected="True | False", got=repr(reset),
                 fix="reset=False to go on from the last rollout",
             )  # fmt: skip
-        return self._run(batch, reset, keep, streaming=False)
+        return self._run(batch, reset, keep, streaming=False, engine=engine)
 
     def step(self, values: Mapping[str, Any]) -> Result:
         """One tick of an endless stream, continuing the last one: sources' keys ``[B, …]``, and targets of this tick.
@@ -195,7 +200,9 @@ class Graph(Structure):
             self.learning.reset(rows)
         return self
 
-    def _run(self, batch: Mapping[str, Any], reset: bool, keep: str, streaming: bool) -> Result:
+    def _run(
+        self, batch: Mapping[str, Any], reset: bool, keep: str, streaming: bool, engine: Engine | None = None
+    ) -> Result:
         check_batch("graph.rollout", batch)
         if not self.bound:
             self.bind(batch)
@@ -211,10 +218,10 @@ class Graph(Structure):
             observer.rolling(run, learns)
         dues: list[Due] = []
         if learns:
-            self.learning.roll(run, past is None)
+            self.learning.roll(run, past is None, engine and engine.learn)
             self.manager.steps += 1
         else:
-            dues = plain(run, self.runners())
+            dues = plain(run, self.runners(), engine and engine.plain)
             run.partner = None if past is None else past.partner  # the signal rests meanwhile
         self._dues, self._learned, self.run = dues, learns, run
         self.clock.advance(run.ticks)

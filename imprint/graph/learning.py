@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from .runner import Runner
 from .signal import Signal
 from .unit import GraphUnit
 
+Drive = Callable[[Rollout], None]
+"""Takes a rollout that is prepared through all its ticks."""
 CHUNK = 64
 """Ticks a component runs before the next one does, where nothing else says so; bounds what a rollout holds."""
 
@@ -73,7 +76,7 @@ class Learning:
         update: str | int, signal: ClassSignal | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.learners, self.live, self.rest = graph, learners, live, rest
-        self.block, self.update = block, update
+        self.block_ticks, self.update = block, update
         self.signal = signal
         self.groups: list[Learner | LiveGroup] = [*learners, *live]
         self.parts = self._parts()
@@ -141,8 +144,11 @@ class Learning:
                         made[key] = max(made.get(key, 0), lag)
         return made
 
-    def roll(self, run: Rollout, fresh: bool) -> None:
-        """Run and learn. After an error weights are those of the last update, and what a stream had gathered stays."""
+    def roll(self, run: Rollout, fresh: bool, drive: Drive | None = None) -> None:
+        """Run and learn, by this engine or by `drive`.
+
+        After an error weights are those of the last update, and what a stream had gathered stays.
+        """
         if run.streaming and (self.update == "rollout" or self.live):
             raise StateError(
                 "graph.step", "its manager learns over whole rollouts, and a stream has none",
@@ -157,25 +163,7 @@ class Learning:
         before = [(learner, learner.gathered()) for learner in self.learners]
         sums, periods = self.tally.clear()
         try:
-            start, end = run.offset, run.offset + run.ticks
-            while start < end:
-                stop = min(self._chunk_end(start), end)
-                run.begin(start, stop)
-                if run.partner is not None:
-                    run.partner.begin(start, stop)
-                run_components(run, self.parts, start, stop)
-                for group in self.live:
-                    group.learn(run, start, stop)
-                if stop == end:
-                    for each in self.groups:
-                        each.finish(run)
-                run.end(cut=True)
-                if run.partner is not None:
-                    run.partner.end(cut=True)
-                run.state_log.clear()
-                if self.live:
-                    run.states = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, run.states)
-                start = stop
+            (drive or self.drive)(run)
         except BaseException:
             self._forget()
             for learner, gathered in before:
@@ -183,6 +171,32 @@ class Learning:
             self.tally.sums, self.tally.periods = sums, periods
             raise
         self.last = run
+
+    def drive(self, run: Rollout) -> None:
+        """All ticks, block by block."""
+        start, end = run.offset, run.offset + run.ticks
+        while start < end:
+            stop = min(self.block_end(start), end)
+            self.block(run, start, stop)
+            start = stop
+
+    def block(self, run: Rollout, start: int, stop: int) -> None:
+        """Run and learn from tick `start` to `stop`, between which no update of a block's weights lies."""
+        run.begin(start, stop)
+        if run.partner is not None:
+            run.partner.begin(start, stop)
+        run_components(run, self.parts, start, stop)
+        for group in self.live:
+            group.learn(run, start, stop)
+        if stop == run.offset + run.ticks:
+            for each in self.groups:
+                each.finish(run)
+        run.end(cut=True)
+        if run.partner is not None:
+            run.partner.end(cut=True)
+        run.state_log.clear()
+        if self.live:
+            run.states = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, run.states)
 
     def _prepare(self, run: Rollout) -> None:
         for group in self.groups:
@@ -201,13 +215,14 @@ class Learning:
         for learner in self.learners:
             learner.begin_anew(torch.ones(run.rows, dtype=torch.bool, device=run.device))
 
-    def _chunk_end(self, start: int) -> int:
+    def block_end(self, start: int, most: int | None = None) -> int:
+        """Where the block that begins at `start` ends: with its update period, or after so many ticks at `most`."""
         if self.live:
-            return start + 10**9 if self.block is None else (start // self.block + 1) * self.block
+            return start + 10**9 if self.block_ticks is None else (start // self.block_ticks + 1) * self.block_ticks
         if isinstance(self.update, int):
             period_end = (start // self.update + 1) * self.update
-            return min(period_end, start + CHUNK)
-        return start + CHUNK
+            return min(period_end, start + (most or CHUNK))
+        return start + (most or CHUNK)
 
     def _forget(self) -> None:
         for group in self.groups:

@@ -27,8 +27,8 @@ def run_components(run: Rollout, parts: list[list[Any]], start: int, stop: int) 
                     runner.settle(run, t)
 
 
-def plain(run: Rollout, parts: list[list[Any]]) -> list[Due]:
-    """Run all ticks as one chunk; returns the objectives whose loss can be asked for afterwards."""
+def plain(run: Rollout, parts: list[list[Any]], drive: Callable[[Rollout], None] | None = None) -> list[Due]:
+    """Run all ticks, as one chunk or by `drive`; returns the objectives whose loss can be asked for afterwards."""
     modules = run.graph.modules_by_name
     dues = [
         make_due(run, module, f"{name}.{term.name}", term)
@@ -41,6 +41,9 @@ def plain(run: Rollout, parts: list[list[Any]]) -> list[Due]:
             run.kept.setdefault(key, [])
         if due.term.objective.needs_state:
             run.watched.add(due.module.name)
+    if drive is not None:
+        drive(run)
+        return dues
     start, stop = run.offset, run.offset + run.ticks
     run.begin(start, stop)
     run_components(run, parts, start, stop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -60,12 +60,11 @@ class Runner:
         steps = [i for i in range(stop - start) if run.schedule.steps(module.name, start + i)]
         drives = {port: self._drive(run, port, steps) for port in module.ports.inputs}
         for port, drive in drives.items():
-            counts = torch.zeros(stop - start, dtype=torch.int64)
-            counts[steps] = 1
-            run.signals[f"{module.name}.{port}:drive"].fill(drive, counts.cumsum(0).tolist())
+            counts = accumulate(int(i in steps) for i in range(stop - start))
+            run.signals[f"{module.name}.{port}:drive"].fill(drive, list(counts))
         emitted = [j for j, i in enumerate(steps) if emits[i]]
         layers = self._layers(run, drives, start, steps, emitted)
-        counts_out = torch.tensor(emits).cumsum(0).tolist()
+        counts_out = list(accumulate(map(int, emits)))
         for port in module.nodes:
             key = f"{module.name}.{port}"
             if not emitted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..credit import Credit, Diff, Instant, Params, Tree, Unit, add, detach, eager
-from ..errors import NonFiniteError
+from .host import EAGER, Host
 from .layer import Call
 from .probe import Probe
 from .switch import learning_enabled
@@ -54,6 +53,7 @@ class Propagator(nn.Module):
         self.credit: Credit = credit or Instant()
         self.optimizers, self.grad_clip = list(optimizers), grad_clip
         self.probes: list[Probe] = []
+        self.host: Host = EAGER
         self.diff: Diff = eager
         self.reset()
 
@@ -106,21 +106,7 @@ class Propagator(nn.Module):
 
     def check(self, loss: Tensor) -> None:
         """Refuse a loss that is NaN or infinite, before anything is written."""
-        if not math.isfinite(loss.item()):
-            raise NonFiniteError(
-                f"unit {self.name!r}", "its loss is not finite; its weights are as they were",
-                expected="a finite loss", got=loss.item(),
-                fix="lower the learning rate, pass grad_clip=, or check the input for NaN",
-            )  # fmt: skip
-
-    def _check_norm(self, norm: Tensor) -> None:
-        """Refuse a gradient that is NaN or infinite: clipped, it would make every weight NaN."""
-        if not math.isfinite(norm.item()):
-            raise NonFiniteError(
-                f"unit {self.name!r}", "its loss is finite and its gradient is not; its weights are as they were",
-                expected="a finite gradient", got=norm.item(),
-                fix="keep roots, logarithms and norms in its loss away from zero",
-            )  # fmt: skip
+        self.host.check(self, loss)
 
     def apply_gradients(self, grads: Params) -> None:
         """Clip, step every optimizer, and leave ``.grad`` None on all `grads`' parameters."""
@@ -130,18 +116,9 @@ class Propagator(nn.Module):
             probe.updating(self, grads)
         if self.grad_clip is not None:
             norm = torch.nn.utils.get_total_norm(list(grads.values()))
-            self._check_norm(norm)
+            self.host.check_norm(self, norm)
             share = (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
             grads = {k: g * share for k, g in grads.items()}
-        params = self.params
-        for k, g in grads.items():
-            # a fused optimizer walks both tensors by the same memory order
-            params[k].grad = g if g.stride() == params[k].stride() else torch.empty_like(params[k]).copy_(g)
-        try:
-            for optimizer in self.optimizers:
-                optimizer.step()
-        finally:
-            for k in grads:
-                params[k].grad = None
+        self.host.step(self, grads)
         for probe in self.probes:
             probe.updated(self, grads)
