@@ -15,4 +15,4 @@ class Engine(Protocol):
         """All ticks, learning; what ports hold, states, emissions and what was gathered are the run's afterwards."""
 
     def plain(self, run: Rollout) -> None:
-        """All ticks without a manager, under autograd where gradients are on."""
+        """All ticks without learning, under autograd where gradients are on, as one chunk that is not ended."""

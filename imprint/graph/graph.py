@@ -166,14 +166,19 @@ class Graph(Structure):
         """
         return self.run_by(None, batch, reset, keep)
 
-    def run_by(self, engine: Engine | None, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
-        """:meth:`rollout` by another engine, which takes the prepared rollout through its ticks; None: its own."""
+    def run_by(
+        self, engine: Engine | None, batch: Mapping[str, Any], reset: bool, keep: str, padding: int = 0
+    ) -> Result:
+        """:meth:`rollout` by another engine, which takes the prepared rollout through its ticks; None: its own.
+
+        The last `padding` rows of the batch have no ticks at all, and no entry in ``batch["length"]``.
+        """
         if not isinstance(reset, bool):
             raise ArgumentError(
                 "rollout", "reset= is on or off", expected="True | False", got=repr(reset),
                 fix="reset=False to go on from the last rollout",
             )  # fmt: skip
-        return self._run(batch, reset, keep, streaming=False, engine=engine)
+        return self._run(batch, reset, keep, streaming=False, engine=engine, padding=padding)
 
     def step(self, values: Mapping[str, Any]) -> Result:
         """One tick of an endless stream, continuing the last one: sources' keys ``[B, …]``, and targets of this tick.
@@ -201,8 +206,9 @@ class Graph(Structure):
         return self
 
     def _run(
-        self, batch: Mapping[str, Any], reset: bool, keep: str, streaming: bool, engine: Engine | None = None
-    ) -> Result:
+        self, batch: Mapping[str, Any], reset: bool, keep: str, streaming: bool, engine: Engine | None = None,
+        padding: int = 0,
+    ) -> Result:  # fmt: skip
         check_batch("graph.rollout", batch)
         if not self.bound:
             self.bind(batch)
@@ -212,7 +218,7 @@ class Graph(Structure):
             self.manager.ready(batch)
         self.project_()
         past = None if reset else self.run
-        run = Rollout(self, batch, keep, 0 if past is None else past.offset + past.ticks, streaming)
+        run = Rollout(self, batch, keep, 0 if past is None else past.offset + past.ticks, streaming, padding)
         self._start(run, past)
         for observer in self.observers:
             observer.rolling(run, learns)

@@ -45,25 +45,45 @@ class LiveGroup:
         """The block `start` to `stop` has run: gather its gradient, and update if its period is over."""
         if not self.prop.optimizers:
             return
+        loss = self.lost(run, start, stop)
+        if loss is not None:
+            grads, _, _ = eager(lambda p: (loss, ()), self.prop.params)
+            self.gather(run, start, stop, grads, loss.detach())
+        self.finish_block(stop)
+
+    def lost(self, run: Rollout, start: int, stop: int) -> Tensor | None:
+        """The loss of a block that has run; None if nothing in it is due.
+
+        Raises:
+            NonFiniteError: it is not finite.
+        """
         agenda = self.agenda
         ticks = [t for t in range(start, stop) if t in agenda.at]
         found = [self._loss(run, name, ticks) for name in agenda.dues]
         losses = [v for v in found if v is not None]
-        if losses:
-            if self.unit.penalties:
-                share = len(ticks) / agenda.sizes[agenda.period(ticks[0])]
-                losses += [t.loss(list(m.iter_parameters_by_tag(t.tag))) * share for m, t in self.unit.penalties]
-            loss = torch.stack(losses).sum()
-            try:
-                self.prop.check(loss.detach())
-            except NonFiniteError as error:
-                error.where += f", ticks {start} to {stop - 1}"
-                raise
-            grads, value, _ = eager(lambda p: (loss, ()), self.prop.params)
-            self.prop.receive(self._within(run, grads, ticks, start))
-            for probe in self.prop.probes:
-                probe.learned(self.prop, None, None, None, value)
-        if agenda.ends_period(stop - 1):
+        if not losses:
+            return None
+        if self.unit.penalties:
+            share = len(ticks) / agenda.sizes[agenda.period(ticks[0])]
+            losses += [t.loss(list(m.iter_parameters_by_tag(t.tag))) * share for m, t in self.unit.penalties]
+        loss = torch.stack(losses).sum()
+        try:
+            self.prop.check(loss.detach())
+        except NonFiniteError as error:
+            error.where += f", ticks {start} to {stop - 1}"
+            raise
+        return loss
+
+    def gather(self, run: Rollout, start: int, stop: int, grads: Params, loss: Tensor) -> None:
+        """Take the gradients of a block's loss."""
+        ticks = [t for t in range(start, stop) if t in self.agenda.at]
+        self.prop.receive(self._within(run, grads, ticks, start))
+        for probe in self.prop.probes:
+            probe.learned(self.prop, None, None, None, loss)
+
+    def finish_block(self, stop: int) -> None:
+        """Update if a period is over."""
+        if self.agenda.ends_period(stop - 1):
             self.prop.update()
             for module in self.unit.modules.values():
                 module.project_()

@@ -76,6 +76,7 @@ class Module(nn.Module):
         self.input_constraints: list[tuple[str, Mask | Tensor | None, float | None, bool]] = []
         self.constraints: list[tuple[str, Mask | Tensor | None, float | None]] = []
         self.views: dict[str, tuple[int, Any]] = {}
+        self.masks: dict[Any, tuple[Any, Tensor]] = {}
         self.sizes: dict[str, Any] = {}
         self.live: Any = None
         self.tap: Tap | None = None
@@ -258,13 +259,20 @@ class Module(nn.Module):
             )  # fmt: skip
         return weights
 
-    @staticmethod
-    def _mask_of(weight: Tensor, mask: Mask | Tensor | None, where: str) -> Tensor | None:
+    def _mask_of(self, weight: Tensor, mask: Mask | Tensor | None, where: str) -> Tensor | None:
+        """Made once for a shape and place: it is asked for after every step."""
         if mask is None or weight.dim() != 2:
             return None
         rows, columns = weight.shape
-        blocks = rows // columns if rows % columns == 0 and rows > columns else 1
-        return make_mask(mask, rows // blocks, columns, where).repeat(blocks, 1).to(weight)
+        key = (id(mask), rows, columns, weight.dtype, weight.device)
+        if key not in self.masks:
+            blocks = rows // columns if rows % columns == 0 and rows > columns else 1
+            made = make_mask(mask, rows // blocks, columns, where).repeat(blocks, 1).to(weight)
+            self.masks[key] = mask, made.detach()  # the former lives as long as its id stands for it
+        return self.masks[key][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "masks": {}}
 
     def iter_parameters_by_tag(self, tag: str) -> Iterator[Tensor]:
         """Parameters of the proto: ``proto_params`` (or ``all_params``), ``recurrent_params``.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..objectives import BatchKey, ShiftedInput, Term
+from ..objectives import BatchKey, PortDrive, PortOutput, ShiftedInput, Term
 from .due import Due, make_due
 from .evaluate import shares_of, term_loss
 from .rollout import Rollout
@@ -28,7 +28,10 @@ def run_components(run: Rollout, parts: list[list[Any]], start: int, stop: int) 
 
 
 def plain(run: Rollout, parts: list[list[Any]], drive: Callable[[Rollout], None] | None = None) -> list[Due]:
-    """Run all ticks, as one chunk or by `drive`; returns the objectives whose loss can be asked for afterwards."""
+    """Run all ticks, as one chunk or by `drive`; returns the objectives whose loss can be asked for afterwards.
+
+    `drive` leaves what is kept of every port in its signal, as a chunk of all ticks does.
+    """
     modules = run.graph.modules_by_name
     dues = [
         make_due(run, module, f"{name}.{term.name}", term)
@@ -41,17 +44,25 @@ def plain(run: Rollout, parts: list[list[Any]], drive: Callable[[Rollout], None]
             run.kept.setdefault(key, [])
         if due.term.objective.needs_state:
             run.watched.add(due.module.name)
-    if drive is not None:
-        drive(run)
-        return dues
     start, stop = run.offset, run.offset + run.ticks
-    run.begin(start, stop)
-    run_components(run, parts, start, stop)
+    if drive is not None:
+        for due in dues:
+            if isinstance(due.term.target, PortDrive | PortOutput):
+                run.kept.setdefault(held_by(due.term.target), [])
+        drive(run)
+    else:
+        run.begin(start, stop)
+        run_components(run, parts, start, stop)
     for due in dues:
         if due.read is not None and due.ticks:
             due.y = torch.stack([due.read(run, min(t, stop - 1 - due.lag)) for t in due.ticks])
     run.end(cut=False)
     return dues
+
+
+def held_by(target: PortDrive | PortOutput) -> str:
+    """The key of the port that holds a target."""
+    return f"{target.module.name}.{target.port}{':drive' if isinstance(target, PortDrive) else ''}"
 
 
 def has_target(run: Rollout, term: Term) -> bool:

@@ -35,8 +35,9 @@ class Rollout:
     """
 
     def __init__(
-        self, graph: Graph, batch: Mapping[str, Any], keep: str = "all", offset: int = 0, streaming: bool = False
-    ) -> None:
+        self, graph: Graph, batch: Mapping[str, Any], keep: str = "all", offset: int = 0, streaming: bool = False,
+        padding: int = 0,
+    ) -> None:  # fmt: skip
         if keep not in KEEP:
             raise ArgumentError("rollout", "unknown keep=", expected=" | ".join(KEEP), got=repr(keep), fix="keep='all'")
         self.graph, self.batch, self.keep, self.streaming, self.offset = graph, batch, keep, streaming, offset
@@ -49,7 +50,9 @@ class Rollout:
                 fix="as many rows and ticks for each",
             )  # fmt: skip
         (self.rows, self.full_ticks) = next(iter(shapes.values()))
-        self.lengths = _lengths(batch, self.rows, self.full_ticks)
+        self.lengths = _lengths(batch, self.rows - padding, self.full_ticks)
+        if padding:
+            self.lengths = (self.lengths or [self.full_ticks] * (self.rows - padding)) + [0] * padding
         self.ticks = self.full_ticks if self.lengths is None else max(self.lengths)
         if self.lengths is not None and min(self.lengths) == self.ticks:
             self.lengths = None

@@ -143,9 +143,10 @@ class Labels:
         if self.soft(y):
             return y.to(dtype or y.dtype)
         assert self.num_classes is not None
-        return (
-            F.one_hot(self.index(y), self.num_classes).to(dtype or torch.float32) * (y != self.ignore_index)[..., None]
-        )
+        # by comparison: F.one_hot reads the labels on the host
+        classes = torch.arange(self.num_classes, device=y.device)
+        found = (self.index(y)[..., None] == classes) & (y != self.ignore_index)[..., None]
+        return found.to(dtype or torch.float32)
 
     def share(self, y: Tensor, like: Tensor) -> Tensor:
         """``[B]``, the weight of each row: its class's, or 1; 0 without a label. In dtype and place of `like`."""

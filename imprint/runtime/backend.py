@@ -10,6 +10,11 @@ from ..errors import ArgumentError
 from ..graph import Graph, Result
 from .timetable import Timetable
 
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "codegen": (None, "eager", "inductor"), "on_shape": ("error", "pad", "recapture"),
+    "on_stale": ("recapture", "error"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Options:
@@ -18,14 +23,30 @@ class Options:
     Attributes:
         fuse_projections: join projections of several edges into one product.
         fuse_port_sums: add what several edges bring within that product.
+        codegen: what runs a captured block: ``"eager"`` call by call, ``"inductor"`` compiled; None: the backend's own.
+        on_shape: another number of rows is captured anew (``"recapture"``), filled up (``"pad"``) or refused.
+        on_stale: what captures take for granted has changed: capture anew, or refuse.
+        fallback: what cannot be captured or compiled runs on the graph's own engine, and :meth:`Plan.explain` says so.
+        allow_emulation: CUDA graphs may be emulated where there is no CUDA device.
     """
 
     fuse_projections: bool = True
     fuse_port_sums: bool = True
+    codegen: str | None = None
+    on_shape: str = "recapture"
+    on_stale: str = "error"
+    fallback: bool = False
+    allow_emulation: bool = False
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ArgumentError(
+                    f"compile({name}=)", "unknown", expected=" | ".join(map(repr, choices)),
+                    got=repr(getattr(self, name)), fix=f"{name}={choices[-1]!r}",
+                )  # fmt: skip
         for name, value in vars(self).items():
-            if not isinstance(value, bool):
+            if name not in CHOICES and not isinstance(value, bool):
                 raise ArgumentError(
                     f"compile({name}=)", "it is on or off", expected="True | False", got=repr(value), fix=f"{name}=True"
                 )
@@ -65,6 +86,23 @@ class Backend:
     def notes(self) -> dict[str, str]:
         """What became of each option, by its name; what is not in it is honoured."""
         return {}
+
+    def modules(self) -> list[str]:
+        """A line or more a module: what was made of it."""
+        return []
+
+    def stale(self) -> list[str]:
+        """What has changed of what it takes for granted, beside the structure that was recorded."""
+        return []
+
+    def check(self) -> None:
+        """Before each rollout: refuse, or take in, what has changed."""
+
+    def refresh(self) -> None:
+        """Take the graph as it is now."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
 
 
 B = TypeVar("B", bound=type[Backend])

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..graph import Graph
+from ..graph import Graph, Module
+from ..graph.edge import Edge
+from ..graph.masked_linear import MaskedLinear
+from ..protos.proto import Proto
+from ..protos.stack import Stack
+
+IRREGULAR = 0
+"""Of a proto that starts anew by a rule of its own: no number of ticks."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,10 @@ class ModuleFacts:
         inner_steps, emit_every, offset: its pace; of a module that follows, the period is that of the followed one.
         rests: it steps only where it emits.
         inputs, outputs: size of each port.
+        combines: of each input port, whether several edges are added (``"sum"``) or set side by side (``"concat"``).
+        join: likewise of the sub-ports of a group that becomes one input; ``""`` where there is nothing to join.
+        reset_every: of the ticks at which it steps, so many lie between two fresh starts; None: it never starts anew;
+            `IRREGULAR`: its proto has a rule of its own.
     """
 
     name: str
@@ -27,11 +38,14 @@ class ModuleFacts:
     rests: bool
     inputs: tuple[tuple[str, Any], ...]
     outputs: tuple[tuple[str, Any], ...]
+    combines: tuple[tuple[str, str], ...] = ()
+    join: str = ""
+    reset_every: int | None = None
 
 
 @dataclass(frozen=True)
 class EdgeFacts:
-    """One edge: the ports it joins, by key, and how."""
+    """One edge: the ports it joins, by key, and how; `width` is what a linear projection makes, None without one."""
 
     name: str
     source: str
@@ -39,6 +53,7 @@ class EdgeFacts:
     delay: int
     stop_grad: bool
     projection: str
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +79,12 @@ class Blueprint:
             outputs = tuple((port, graph.sizes[f"{name}.{port}"]) for port in module.nodes)
             rate, proto = module.schedule, type(module.proto or module).__name__
             rhythm = (rate.inner_steps, pace.emit_every, pace.offset, rate.step_when_emits)
-            modules.append(ModuleFacts(name, proto, *rhythm, inputs, outputs))
+            combines = tuple((port, it.combine) for port, it in module.ports.inputs.items())
+            modules.append(
+                ModuleFacts(name, proto, *rhythm, inputs, outputs, combines, _join(module), _reset_every(module.proto))
+            )
         edges = [
-            EdgeFacts(e.name, e.source.key, e.target.key, e.delay, e.stop_grad, type(e.proj).__name__)
+            EdgeFacts(e.name, e.source.key, e.target.key, e.delay, e.stop_grad, type(e.proj).__name__, _width(e))
             for e in graph.all_edges
         ]
         return cls(tuple(modules), tuple(edges), tuple(graph.sources), graph.manager is not None)
@@ -88,3 +106,23 @@ class Blueprint:
                         if getattr(before[name], f.name) != getattr(after[name], f.name)
                     ]
         return words or ["modules run in another order"] * (self != now)
+
+
+def _join(module: Module) -> str:
+    """What becomes of the sub-ports of a group; a proto that takes them one by one joins them itself."""
+    group = module.ports.group
+    if group is None or module.proto is None or module.proto.grouped or len(group.ports) == 1:
+        return ""
+    return "concat" if group.layout == "disjoint" else "sum"
+
+
+def _reset_every(proto: Proto | None) -> int | None:
+    if proto is None or type(proto).resets_at is Proto.resets_at:
+        return None
+    if isinstance(proto, Stack) and type(proto).resets_at is Stack.resets_at:
+        return proto.reset_every
+    return IRREGULAR
+
+
+def _width(edge: Edge) -> int | None:
+    return edge.proj.out_features if isinstance(edge.proj, MaskedLinear) else None

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..graph.rollout import Rollout
-from .blueprint import Blueprint
-from .timetable import Timetable
+from .learned import Learned
 
 Shape = tuple[int, ...]
 
@@ -30,8 +27,29 @@ class Read:
 
 
 @dataclass(frozen=True)
+class PortOp:
+    """What was read became what a proto gets.
+
+    Attributes:
+        op: ``"linear"`` or ``"identity"`` of an edge; ``"sum"`` or ``"concat"`` of what several edges bring to a port,
+            or of the sub-ports of a group where the proto takes one input.
+        of: names of the edges, or of the sub-ports.
+        into: the input port.
+        shape: of what was made, with its rows.
+    """
+
+    op: str
+    of: tuple[str, ...]
+    into: str
+    shape: Shape
+
+    def __repr__(self) -> str:
+        return f"PortOp({self.into} = {self.op}({', '.join(self.of)}) {list(self.shape)})"
+
+
+@dataclass(frozen=True)
 class Event:
-    """A module ran at a tick.
+    """A module ran at a tick, or its group learned.
 
     Attributes:
         tick: from 0 in the rollout, or in those that it continues.
@@ -41,6 +59,9 @@ class Event:
         rows: how many rows the tick belonged to; those that had ended keep what they had.
         reads: what arrived, in the order of the edges.
         emitted: shape of what each output port emitted; empty if nothing was.
+        ops: how what arrived was projected, added and joined.
+        learned: what its gradient group learned at this tick, after all modules had run; None if nothing. Every module
+            of the group shows it; one that rests has an event for that alone.
     """
 
     tick: int
@@ -50,82 +71,19 @@ class Event:
     rows: int
     reads: tuple[Read, ...]
     emitted: Mapping[str, Shape]
+    ops: tuple[PortOp, ...] = ()
+    learned: Learned | None = None
+
+    @property
+    def ran(self) -> bool:
+        """Did the module run, or has only its group learned?"""
+        return bool(self.reads or self.emitted)
 
     def __repr__(self) -> str:
         does = [f"{self.inner_steps} step{'s' * (self.inner_steps > 1)}"] * bool(self.inner_steps)
         does += ["reset"] * self.reset
         does += [f"reads {r.port}@{'-' if r.tick is None else r.tick} {list(r.shape)}" for r in self.reads]
+        does += [repr(op).removeprefix("PortOp(")[:-1] for op in self.ops]
         does += [f"emits {port} {list(shape)}" for port, shape in self.emitted.items()]
+        does += [repr(self.learned).removeprefix("Learned(")[:-1]] * (self.learned is not None)
         return f"Event({self.tick} {self.module}: {', '.join(does)})"
-
-
-@dataclass(frozen=True)
-class Ran:
-    """The facts of one rollout; no tensor among them.
-
-    Attributes:
-        first, ticks, rows: its first tick, how many there were, and its batch size.
-        lengths: ticks of each row; None if all are full.
-        learned: a manager's groups learned in it.
-        resets: ticks at which a module's state started anew.
-        stateless: modules without memory, which compute only where they emit.
-    """
-
-    blueprint: Blueprint
-    first: int
-    ticks: int
-    rows: int
-    lengths: tuple[int, ...] | None
-    learned: bool
-    resets: Mapping[str, frozenset[int]]
-    stateless: frozenset[str]
-
-    @classmethod
-    def of(cls, run: Rollout, learned: bool) -> Ran:
-        """Of a rollout that is over."""
-        graph, end = run.graph, run.offset + run.ticks
-        protos = {name: module.proto for name, module in graph.modules_by_name.items() if module.proto is not None}
-        resets = {}
-        for name, proto in protos.items():
-            own = graph.schedule.own_tick(name, run.offset)
-            at = [t for t in range(run.offset, end) if graph.schedule.steps(name, t)]
-            resets[name] = frozenset(t for i, t in enumerate(at) if proto.resets_at(own + i))
-        lengths = None if run.lengths is None else tuple(run.lengths)
-        stateless = frozenset(name for name, proto in protos.items() if not proto.recurrent)
-        return cls(Blueprint.of(graph), run.offset, run.ticks, run.rows, lengths, learned, resets, stateless)
-
-    def events(self, table: Timetable) -> Iterator[Event]:
-        """In the order of a tick; the engine may take many ticks of one module at once, with equal numbers."""
-        sizes = {f"{m.name}.{port}": size for m in self.blueprint.modules for port, size in m.outputs}
-        sizes |= {f"{m.name}.{port}:drive": size for m in self.blueprint.modules for port, size in m.inputs}
-        arriving: dict[str, list[Any]] = {m.name: [] for m in self.blueprint.modules}
-        for edge in self.blueprint.edges:
-            arriving[edge.target.split(".")[0]].append(edge)
-        for t in range(self.first, self.first + self.ticks):
-            live = self.rows if self.lengths is None else sum(t - self.first < n for n in self.lengths)
-            for facts in self.blueprint.modules:
-                name, emits = facts.name, table.emits(facts.name, t)
-                source = name in self.blueprint.sources
-                if not source and not table.steps(name, t):
-                    continue
-                idle = source or (name in self.stateless and not emits)
-                inner = 0 if idle else 1 if name in self.stateless else facts.inner_steps
-                reads = tuple(
-                    Read(e.name, e.source, _held(table, e, t), (self.rows, *_shape(sizes[e.source])))
-                    for e in arriving[name]
-                )
-                emitted = {port: (self.rows, *_shape(size)) for port, size in facts.outputs} if emits else {}
-                yield Event(t, name, inner, t in self.resets.get(name, ()), live, reads, emitted)
-
-
-def _held(table: Timetable, edge: Any, tick: int) -> int | None:
-    """When the value that an edge reads was emitted; a drive is there whenever its module steps."""
-    then = tick - edge.delay
-    if then < 0:
-        return None
-    module = edge.source.split(".")[0]
-    return table.last_step(module, then) if edge.source.endswith(":drive") else table.last_emission(module, then)
-
-
-def _shape(size: Any) -> Shape:
-    return (size,) if isinstance(size, int) else tuple(size)

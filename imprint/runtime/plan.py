@@ -34,6 +34,7 @@ class Plan:
     def __init__(self, graph: Graph, blueprint: Blueprint, schedule: Timetable, backend: Backend) -> None:
         self.graph, self.blueprint, self.schedule, self.backend = graph, blueprint, schedule, backend
         self._run: Rollout | None = None
+        self._closed = False
 
     def rollout(self, batch: Mapping[str, Any], reset: bool = True, keep: str = "all") -> Result:
         """As :meth:`imprint.Graph.rollout`.
@@ -42,6 +43,7 @@ class Plan:
             StateError: the graph is no longer what was recorded; says what has changed.
         """
         self.check()
+        self.backend.check()
         out = self.backend.rollout(batch, reset, keep)
         self._run = self.graph.run
         return out
@@ -55,21 +57,45 @@ class Plan:
         return self._rolled("losses").losses()
 
     def explain(self) -> str:
-        """The schedule, the backend, and what became of each option."""
+        """The schedule, the backend, what became of each option, and what was made of each module."""
         notes = self.backend.notes()
         options = [f"{k}={v}: {notes.get(k, 'honoured')}" for k, v in vars(self.backend.options).items()]
-        return "\n".join([f"{self!r}", *options, "", repr(self.schedule)])
+        return "\n".join([f"{self!r}", *options, *self.backend.modules(), "", repr(self.schedule)])
+
+    def stale(self) -> list[str]:
+        """What has changed since it was compiled, in words; nothing if it can run."""
+        if not self.graph.bound:
+            return ["modules or edges were added, and the graph is not bound"]
+        changed = self.blueprint.differences(Blueprint.of(self.graph))
+        return changed or self.backend.stale()
+
+    def refresh(self) -> None:
+        """Take the graph as it is now: its structure, its manager, its optimizers."""
+        if self._closed:
+            raise StateError("plan.refresh", "it is closed", fix="record a rollout and compile again")
+        self.blueprint = Blueprint.of(self.graph)
+        self.schedule = self.backend.schedule = Timetable(self.blueprint)
+        self.backend.refresh()
+
+    def close(self) -> None:
+        """Let go of all memory that it holds; it does not run any more."""
+        self.backend.close()
+        self._closed, self._run = True, None
 
     def check(self) -> None:
         """Refuse a graph that is no longer what was recorded."""
+        if self._closed:
+            raise StateError("plan.rollout", "it is closed", fix="record a rollout and compile again")
         if self.graph.bound:
             changed = self.blueprint.differences(Blueprint.of(self.graph))
         else:
             changed = ["modules or edges were added, and the graph is not bound"]
-        if changed:
+        if changed and self.graph.bound and self.backend.options.on_stale == "recapture":
+            self.refresh()
+        elif changed:
             raise StateError(
                 "plan.rollout", "the graph is not the one that was recorded", got="; ".join(changed),
-                fix="record a rollout and compile again",
+                fix="plan.refresh(), or compile(on_stale='recapture')",
             )  # fmt: skip
 
     def _rolled(self, what: str) -> Graph:

@@ -18,10 +18,16 @@ class DueSet:
     Attributes:
         steps: modules that compute, in the order of the tick; sources only emit.
         emits: modules that emit, likewise.
+        resets: modules whose state starts anew before they step.
+        learns: gradient groups that learn, by name.
+        updates: groups whose optimizers step.
     """
 
     steps: tuple[str, ...]
     emits: tuple[str, ...]
+    resets: tuple[str, ...] = ()
+    learns: tuple[str, ...] = ()
+    updates: tuple[str, ...] = ()
 
 
 class Timetable:
@@ -47,9 +53,24 @@ class Timetable:
         return name not in self.sources and (not self.paces[name].rests or self.emits(name, tick))
 
     def at(self, tick: int) -> DueSet:
-        """Who is due at a tick."""
+        """Who steps and emits at a tick; :class:`imprint.runtime.Cycle` knows of resets and learning too."""
         steps, emits = (tuple(n for n in self.order if due(n, tick)) for due in (self.steps, self.emits))
         return DueSet(steps, emits)
+
+    def reset_period(self, name: str) -> int | None:
+        """Ticks between two fresh starts of a module's state; None without any, or where they follow no number."""
+        pace = self.paces[name]
+        if not pace.reset_every:
+            return None
+        return pace.reset_every * (pace.emit_every if pace.rests else 1)
+
+    def resets(self, name: str, tick: int) -> bool:
+        """Does its state start anew before it steps? At the very first step it is new as it is."""
+        pace, period = self.paces[name], self.reset_period(name)
+        if period is None or not self.steps(name, tick):
+            return False
+        first = (pace.offset - 1) % pace.emit_every if pace.rests else 0
+        return tick > first and (tick - first) % period == 0
 
     def last_emission(self, name: str, tick: int) -> int | None:
         """The last tick up to this one at which it emitted; None before its first emission."""

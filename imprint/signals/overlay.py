@@ -65,8 +65,8 @@ class LabelOverlay(nn.Module):
         """True labels, then as many wrong ones, ``[2 B, num_classes]``."""
         true = onehot.argmax(1)
         wrong = (true + torch.randint(1, self.num_classes, true.shape, device=true.device)) % self.num_classes
-        negative = torch.nn.functional.one_hot(wrong, self.num_classes).to(onehot.dtype)
-        return torch.cat([torch.nn.functional.one_hot(true, self.num_classes).to(onehot.dtype), negative]), False
+        classes = torch.arange(self.num_classes, device=true.device)
+        return (torch.cat([true, wrong])[:, None] == classes).to(onehot.dtype), False
 
     def candidates(self, inputs: Tree) -> Tensor:
         """Every label for every sample, class by class, ``[num_classes * B, num_classes]``."""

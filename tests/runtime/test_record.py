@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -16,7 +17,18 @@ from torch import Tensor
 import imprint
 from imprint.errors import ArgumentError, StateError, UnknownNameError
 from imprint.graph.observer import Observer
-from imprint.runtime import Backend, Event, Options, Plan, Read, Recording, backend, record, register_backend
+from imprint.runtime import (
+    Backend,
+    Event,
+    Options,
+    Plan,
+    PortOp,
+    Read,
+    Recording,
+    backend,
+    record,
+    register_backend,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:graph.loss")  # of modules that learn nothing here
 Auto, Module, Ports, Rate, protos = imprint.Auto, imprint.Module, imprint.Ports, imprint.Rate, imprint.protos
@@ -66,6 +78,7 @@ def test_events_are_what_the_rates_say() -> None:
     assert events[3, "agg"] == Event(
         3, "agg", 1, False, 2,
         (Read("fa", "fast.out", 2, (2, 4)), Read("sa", "slow.out", 3, (2, 4))), {"out": (2, 5)},
+        (PortOp("linear", ("fa",), "in.deep", (2, 4)), PortOp("linear", ("sa",), "in.wide", (2, 4))), None,
     )  # fmt: skip
     assert events[0, "agg"].reads == (Read("fa", "fast.out", None, (2, 4)), Read("sa", "slow.out", None, (2, 4)))
     assert events[2, "readout"].reads == (Read("ar", "agg.out", None, (2, 5)),)
@@ -179,13 +192,25 @@ def test_an_error_inside_the_block_ends_the_recording() -> None:
     with pytest.raises(imprint.errors.DataError), record(graph):
         graph.rollout({"z": batch["x"]})
     assert not graph.observers
-    with record(graph) as outer:
-        with record(graph) as inner:
-            graph.rollout(batch)
-        graph.rollout(batch)
-    assert len(inner.rollouts) == 1 and len(outer.rollouts) == 2
     with pytest.raises(ArgumentError, match="not a graph"), record(torch.nn.Linear(2, 2)):  # type: ignore[arg-type]
         pass
+
+
+def test_a_graph_is_recorded_by_one_block_at_a_time() -> None:
+    graph, batch = multi_rate()
+    other, _ = multi_rate()
+    with record(graph) as outer:
+        with pytest.raises(StateError, match="recorded already") as error, record(graph):
+            pass
+        assert "one recording for both" in str(error.value)
+        graph.rollout(batch)  # the open one goes on
+        with record(other) as beside, record(copy.deepcopy(graph)) as copied:
+            other.rollout(batch)
+    assert len(outer.rollouts) == len(beside.rollouts) == 1 and not copied.rollouts and not graph.observers
+    with record(graph) as again:
+        graph.rollout(batch)
+        graph.rollout(batch)
+    assert len(again.rollouts) == 2 and len(outer.rollouts) == 1
 
 
 # -- plans

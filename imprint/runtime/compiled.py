@@ -1,0 +1,213 @@
+"""What backends that capture have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import CaptureError, CompileError, ShapeError, StateError
+from ..graph import Graph, Result
+from ..graph.learning import Learning
+from ..graph.live import LiveGroup
+from ..graph.plain import held_by, ports_of
+from ..graph.rollout import Rollout
+from ..objectives import PortDrive, PortOutput
+from . import passes
+from .backend import Backend, Options
+from .baked import Baked
+from .blocks import Blocks, Run
+from .capture import Captured
+from .codegen import generators
+from .fit import cut, filled_up, rows_of
+from .learns import Learns
+from .legal import check_graph
+from .passages import Passages
+from .timetable import Timetable
+
+
+class Compiled(Backend):
+    """Captures blocks of ticks as they come, and runs what was made of them.
+
+    Blocks are captured for a number of rows, and for what is due in them: other due sets are captured when they come
+    first. A batch of any length is taken in slots of :attr:`SLOTS` ticks.
+
+    Attributes:
+        programs: by kind and by the shapes they are for.
+        fallen: why the graph's own engine runs instead, if it was asked for and has to.
+    """
+
+    SLOTS: ClassVar[int] = 64
+    BLOCK: ClassVar[int] = 16
+    codegen: ClassVar[str] = "inductor"
+
+    def __init__(self, graph: Graph, schedule: Timetable, options: Options) -> None:
+        super().__init__(graph, schedule, options)
+        self.programs: dict[Hashable, Blocks] = {}
+        self.fallen: str | None = None
+        self.rows: int | None = None
+        self.baked = Baked.of(graph)
+        self._or_fall(lambda: check_graph(graph))
+
+    # -- running
+
+    def rollout(self, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
+        """The graph's own rollout, with captured blocks in place of its engine."""
+        if self.fallen is None:
+            try:
+                return self._rollout(batch, reset, keep)
+            except (CaptureError, CompileError) as error:
+                if not self.options.fallback:
+                    raise
+                self.fallen = str(error)
+        return self.graph.rollout(batch, reset, keep)
+
+    def _rollout(self, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
+        graph, rows = self.graph, rows_of(self.graph, batch)
+        if rows in (None, self.rows) or self.rows is None or self.options.on_shape == "recapture":
+            self.rows = self.rows or rows
+            return graph.run_by(self, batch, reset, keep)
+        if self.options.on_shape == "error":
+            raise ShapeError(
+                "plan.rollout", "it was captured for another number of rows", expected=self.rows, got=rows,
+                fix="on_shape='recapture', or on_shape='pad' for fewer rows; a DataLoader(drop_last=True)",
+            )  # fmt: skip
+        assert rows is not None
+        more = filled_up(graph, batch, rows, self.rows)
+        made = graph.run_by(self, more, reset, keep, self.rows - rows)
+        cut(graph.run, graph.rolled[1], rows)
+        return made
+
+    def learn(self, run: Rollout) -> None:
+        """All ticks of a rollout that learns."""
+        learning = self.graph.learning
+        assert learning is not None
+        if learning.live and learning.block_ticks is None:
+            self._unrolled(run, learning)
+        else:
+            program = self._program("learn", run, lambda: Learns(self.graph, self, self.SLOTS, self.BLOCK))
+            assert isinstance(program, Learns)
+            program.learn(run)
+
+    def plain(self, run: Rollout) -> None:
+        """All ticks of one that does not."""
+        self._passages(run, self.graph.runners()).roll(run)
+
+    def _unrolled(self, run: Rollout, learning: Learning) -> None:
+        """The rollout as a whole is differentiated: its blocks are run forth, and back once the losses are known."""
+        asked = dict(run.kept)
+        for group in learning.live:
+            for key in _needed(group):
+                run.kept.setdefault(key, [])
+        with torch.enable_grad():
+            self._passages(run, learning.parts).roll(run)
+            _learn_at_once([group for group in learning.live if group.prop.optimizers], run)
+        run.end(cut=True)
+        run.state_log.clear()
+        run.kept = {key: run.kept[key] for key in asked}
+
+    def _passages(self, run: Rollout, parts: list[list[Any]]) -> Passages:
+        kind = "unrolled" if parts is not self.graph.runners() else "plain"
+        made = self._program(kind, run, lambda: Passages(self.graph, parts, self, self.SLOTS, min(8, self.BLOCK)))
+        assert isinstance(made, Passages)
+        return made
+
+    def _program(self, kind: str, run: Rollout, make: Callable[[], Blocks]) -> Blocks:
+        """Of the rollout's shapes."""
+        key = (kind, _shapes(run))
+        if key not in self.programs:
+            self.programs[key] = make()
+        return self.programs[key]
+
+    def generate(self, captured: Captured) -> Run:
+        """What runs: lowered, then by the code generator."""
+        return generators[self.options.codegen or self.codegen](self.lowered(captured))
+
+    def lowered(self, captured: Captured) -> Captured:
+        """The same in fewer and larger products; call by call nothing is changed."""
+        if (self.options.codegen or self.codegen) == "eager":
+            return captured
+        some = [passes.clean, passes.reuse_rows, passes.rows_at_once]
+        some += [passes.one_left] * self.options.fuse_projections + [passes.port_sums] * self.options.fuse_port_sums
+        for each in [*some, passes.clean]:
+            captured.said += each(captured.module)
+        return captured
+
+    def play(self, runs: Sequence[Run]) -> None:
+        """Run some blocks after each other."""
+        for run in runs:
+            run()
+
+    # -- staleness
+
+    def stale(self) -> list[str]:
+        """What has changed of what captures take for granted, in words."""
+        changed = self.baked.differences(Baked.of(self.graph))
+        return changed + [why for program in self.programs.values() for why in program.stale()]
+
+    def check(self) -> None:
+        """Refuse, or take in, what has changed."""
+        changed = self.stale()
+        if changed and self.options.on_stale == "error":
+            raise StateError(
+                "plan.rollout", "what was captured is no longer so", got="; ".join(changed),
+                fix="plan.refresh(), or compile(on_stale='recapture')",
+            )  # fmt: skip
+        if changed:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Forget what was captured; it is captured anew as it comes."""
+        self.close()
+        self.baked = Baked.of(self.graph)
+        self.fallen = None
+        self._or_fall(lambda: check_graph(self.graph))
+
+    def close(self) -> None:
+        """Let go of all that was captured."""
+        self.programs = {}
+
+    def _or_fall(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except CaptureError as error:
+            if not self.options.fallback:
+                raise
+            self.fallen = str(error)
+
+
+def _learn_at_once(groups: list[LiveGroup], run: Rollout) -> None:
+    """One way back for all groups, with the weights of before any of them has moved."""
+    lost = [group.lost(run, run.start, run.stop) for group in groups]
+    params = {(i, k): p for i, group in enumerate(groups) for k, p in group.prop.params.items() if p.requires_grad}
+    losses = [v for v in lost if v is not None and v.requires_grad]
+    found = torch.autograd.grad(losses, list(params.values()), allow_unused=True) if losses else (None,) * len(params)
+    for i, (group, loss) in enumerate(zip(groups, lost, strict=True)):
+        if loss is not None:
+            grads = {k: g for (j, k), g in zip(params, found, strict=True) if j == i and g is not None}
+            group.gather(run, run.start, run.stop, grads, loss.detach())
+        group.finish_block(run.stop)
+
+
+def _needed(group: LiveGroup) -> list[str]:
+    """Ports that a group's losses look at."""
+    found = []
+    for due in group.agenda.dues.values():
+        found += ports_of(due)
+        if isinstance(due.term.target, PortDrive | PortOutput):
+            found.append(held_by(due.term.target))
+    return found
+
+
+def _shapes(run: Rollout) -> Hashable:
+    """Of inputs and targets, without rows and ticks."""
+    found: list[Hashable] = [(name, tuple(x.shape[2:]), x.dtype) for name, x in run.sources.items()]
+    learning = run.graph.learning
+    for group in learning.groups if learning is not None else []:
+        agenda = getattr(group, "agenda", None)
+        for name, due in agenda.dues.items() if agenda is not None else ():
+            y: Tensor | None = due.y
+            found.append((name, None if y is None else (tuple(y.shape[2:]), y.dtype)))
+    return (run.rows, run.dtype, run.device, *found)
