@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import StructureError
+from .deferred import require
 from .linearize import GroupBlock
 from .trace import Gradient, Trace, add, carried, product, signals
 
@@ -55,12 +57,15 @@ class SteadyTrace(Trace):
     def _check(self, block: GroupBlock) -> None:
         """Refuse units that are not alike: a threshold, say, that no sample has passed."""
         for v in (block.decay, *(use.df for _, uses in block.uses for use in uses)):
-            if not torch.allclose(v, v[..., :1], rtol=1e-4, atol=0):
-                raise StructureError(
-                    f"hidden group {', '.join(self.group.hidden_paths)}", "its recurrence was one number in every "
-                    "sample, and is not here", expected=self.group.decay, got=f"{float(v.min())} to {float(v.max())}",
-                    fix="learner.compile(x, state) with a state as it is met in running",
-                )  # fmt: skip
+            one = v[..., :1]
+            require((v - one).abs() <= 1e-4 * one.abs(), ", ".join(self.group.hidden_paths), partial(self._other, v))
+
+    def _other(self, v: Tensor) -> StructureError:
+        return StructureError(
+            f"hidden group {', '.join(self.group.hidden_paths)}", "its recurrence was one number in every "
+            "sample, and is not here", expected=self.group.decay, got=f"{float(v.min())} to {float(v.max())}",
+            fix="learner.compile(x, state) with a state as it is met in running",
+        )  # fmt: skip
 
     def past(self, signal: Tensor) -> list[Gradient]:
         """See :meth:`Trace.past`."""

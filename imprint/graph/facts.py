@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -10,11 +11,11 @@ class Facts:
     """What is known of a tick before it runs.
 
     Attributes:
-        tick: its number in the rollout.
+        tick: its number in the rollout; in a captured tick a tensor.
         steps, emits, resets: names of the modules that do.
     """
 
-    tick: int
+    tick: Any
     steps: frozenset[str]
     emits: frozenset[str]
     resets: frozenset[str] = frozenset()

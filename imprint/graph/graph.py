@@ -224,10 +224,10 @@ class Graph(Structure):
             observer.rolling(run, learns)
         dues: list[Due] = []
         if learns:
-            self.learning.roll(run, past is None, engine and engine.learn)
+            self.learning.roll(run, past is None, None if engine is None else engine.learn)
             self.manager.steps += 1
         else:
-            dues = plain(run, self.runners(), engine and engine.plain)
+            dues = plain(run, self.runners(), None if engine is None else engine.plain)
             run.partner = None if past is None else past.partner  # the signal rests meanwhile
         self._dues, self._learned, self.run = dues, learns, run
         self.clock.advance(run.ticks)

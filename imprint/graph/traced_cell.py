@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from ..credit import Params
 from ..etrace.cell import Parts, random_like
@@ -25,7 +24,7 @@ class UnitCell:
     def __init__(self, cells: UnitCells, facts: Facts, like: Parts, tensors: Params | None = None) -> None:
         self.cells, self.facts, self.like, self.tensors = cells, facts, like, tensors
         self.paths, self.copies = list(like), False
-        self.model: nn.Module = cells.unit.members
+        self.model = cells.unit.members
         self.names = facts.steps & cells.traced
         owners = [o for n in facts.steps for o in (cells.unit.modules[n], *cells.unit.modules[n].incoming)]
         here = {id(p) for o in owners for p in o.parameters()}
@@ -40,7 +39,7 @@ class UnitCell:
         """The next states, and what ports emit."""
         if self.tensors is None:
             return self._step(x, parts)
-        return functional_call(self.model, self.tensors, (self._step, x, parts))
+        return self.model.lent(self.tensors, self._step, x, parts)
 
     def _step(self, x: Any, parts: Parts) -> tuple[Parts, Any]:
         cells, unit = self.cells, self.cells.unit

@@ -36,6 +36,24 @@ class Members(nn.Module):
         """Run `f` while the parameters are others."""
         return f(*args)
 
+    def places(self) -> dict[str, Tensor]:
+        """Parameters and buffers at every place that holds one: tied ones at each, those of a shared module once."""
+        found: dict[str, Tensor] = {}
+        for name, m in self.named_modules():
+            held = {**m._parameters, **m._buffers}
+            found |= {f"{name}.{k}" if name else k: v for k, v in held.items() if v is not None}
+        return found
+
+    def lent(self, p: Params, f: Any, *args: Any) -> Any:
+        """Run `f` on others in place of the parameters of these names, wherever they are held.
+
+        torch lends by name: a module with two names would be given back what it was lent.
+        """
+        held = self.places()
+        by_id = {id(held[k]): v for k, v in p.items() if k in held}
+        everywhere = {k: by_id[id(v)] for k, v in held.items() if id(v) in by_id}
+        return functional_call(self, everywhere, (f, *args), tie_weights=False)
+
 
 class GraphUnit:
     """A gradient group: modules in the order of a tick, joined by edges that let gradient through.
@@ -96,7 +114,7 @@ class GraphUnit:
         """One tick of every member that steps."""
         if p is self.own:
             return self._cell(state, x)
-        return functional_call(self.members, p, (self._cell, state, x))
+        return self.members.lent(p, self._cell, state, x)
 
     def _cell(self, state: Tree, x: Tree) -> Tree:
         facts, valid, protos = x["facts"], x["valid"], dict(state["proto"])
@@ -146,7 +164,7 @@ class GraphUnit:
         """The weighted sum of the terms that are due."""
         if p is self.own:
             return self._loss(out, state, x, y)
-        return functional_call(self.members, p, (self._loss, out, state, x, y))
+        return self.members.lent(p, self._loss, out, state, x, y)
 
     def _loss(self, out: Tree, state: Tree, x: Tree, y: Tree) -> Tensor:
         losses = []

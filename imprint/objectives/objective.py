@@ -40,7 +40,7 @@ class View:
         t_in: input on the context, detached.
         context: the :class:`Target`.
         batch: everything the step was given.
-        tick: number of the tick in a rollout; 0 for layers.
+        tick: number of the tick in a rollout, in a compiled one a tensor; 0 for layers.
         valid: ``[B]`` bool rows that count, or None for all.
         complete: every row is known to count and to have a label, so that nobody has to look.
         output: of a graph module, what each of its ports emits, ``{port: [B, D]}``; `h` is one of them.
@@ -54,7 +54,7 @@ class View:
     t_in: Any = None
     context: Target = Target()
     batch: Any = None
-    tick: int = 0
+    tick: Any = 0
     valid: Tensor | None = None
     complete: bool = False
     output: dict[str, Tensor] = field(default_factory=dict)

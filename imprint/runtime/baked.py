@@ -28,7 +28,8 @@ class Baked:
         for name, v in [*graph.named_parameters(), *graph.named_buffers()]:
             facts[f"weight {name!r} is another tensor"] = _place(v)
         learning = graph.learning
-        facts["the groups of its manager were formed anew"] = id(learning)
+        if learning is not None:
+            facts["the groups of its manager were formed anew"] = id(learning)
         for group in learning.groups if learning is not None else []:
             prop = group.prop
             facts[f"group {prop.name!r} has other weights"] = tuple(_place(p) for p in prop.params.values())
@@ -36,9 +37,8 @@ class Baked:
         return cls(facts)
 
     def differences(self, now: Baked) -> list[str]:
-        """What is another way in `now`, in words."""
-        names = dict.fromkeys([*self.facts, *now.facts])
-        return [name for name in names if self.facts.get(name) != now.facts.get(name)]
+        """What is another way in `now`, in words; of what is new nothing was taken for granted."""
+        return [name for name, fact in self.facts.items() if now.facts.get(name) != fact]
 
 
 def _place(v: Tensor) -> Hashable:

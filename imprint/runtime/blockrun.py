@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -143,25 +144,51 @@ def state_leaves(states: Any) -> list[tuple[Any, Tensor]]:
     return found
 
 
+@dataclass
 class BlockDue(Due):
-    """A term's targets within a block."""
+    """A term's targets within a block.
 
-    def tick(self, emission: int) -> int:
-        """Another one each time the block is run."""
-        return OneOfMany(self.ticks[emission])
+    Attributes:
+        numbers: ``[E]``, the ticks of its emissions.
+    """
+
+    numbers: Tensor | None = None
+
+    def tick(self, emission: int) -> Any:
+        """Another one each time the block is run: a tensor."""
+        assert self.numbers is not None
+        return self.numbers[emission]
 
 
-class OneOfMany(int):
-    """A tick for which others stand as well: nothing may depend on its number."""
+class BlockBatch(Mapping[str, Any]):
+    """What objectives see of the batch: tensors at fixed addresses.
 
-    def _refuse(self, *_: Any) -> Any:
-        raise CaptureError(
-            "objective", "it reads view.tick, which a captured tick does not know", got=int(self),
-            fix="bring what depends on the tick with the batch; or run it on the graph: backend='eager'",
-        )  # fmt: skip
+    Raises:
+        CaptureError: what is read is no tensor.
+    """
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = __truediv__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __hash__ = __bool__ = __float__ = __index__ = _refuse
+    def __init__(self, batch: Mapping[str, Any], store: Store) -> None:
+        self.batch, self.store = batch, store
+
+    def __getitem__(self, key: str) -> Tensor:
+        v = self.batch[key]
+        if not isinstance(v, Tensor):
+            raise CaptureError(
+                "objective", f"it reads batch[{key!r}], which is no tensor, and would be that of one batch for good",
+                got=type(v).__name__, fix=f"torch.as_tensor(batch[{key!r}]); or backend='eager'",
+            )  # fmt: skip
+        return self.store.hold(batch_name(key), v)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.batch)
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+
+def batch_name(key: str) -> str:
+    """Of what objectives read of the batch."""
+    return f"batch: {key}"
 
 
 class BlockAgenda(Agenda):
@@ -175,6 +202,7 @@ class BlockAgenda(Agenda):
     def __init__(self, real: Agenda, name: str, store: Store, index: Tensor, start: int, stop: int) -> None:
         vars(self).update(vars(real))
         self.dues, self.shares, self.at = {}, {}, {}
+        self.batch = BlockBatch(real.batch, store)
         first = {term: sum(t < start for t in due.ticks) for term, due in real.dues.items()}
         for term, due in real.dues.items():
             ticks = [t for t in due.ticks if start <= t < stop]
@@ -182,7 +210,7 @@ class BlockAgenda(Agenda):
             slot = target_name(name, term)
             some = bool(ticks)
             self.dues[term] = replace(
-                BlockDue(**vars(due)), ticks=ticks,
+                BlockDue(**vars(due)), ticks=ticks, batch=self.batch, numbers=at + store["first tick"],
                 y=None if due.y is None or not some else store[f"{slot}, y"].index_select(0, at),
                 valid=None if due.valid is None or not some else store[f"{slot}, valid"].index_select(0, at),
                 facts=([True] * len(ticks), [due.valid is None] * len(ticks)),

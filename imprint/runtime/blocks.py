@@ -11,13 +11,14 @@ from torch.utils._pytree import tree_map_with_path
 
 from ..graph import Graph
 from ..graph.rollout import Rollout, both
-from .blockrun import state_leaves, state_name
+from .blockrun import batch_name, state_leaves, state_name
 from .capture import Captured, capture
 from .keys import Facts
 from .slots import Slots
 from .store import Store, undone
 
 Run = Callable[[], None]
+BATCH = batch_name("")
 PREFIXES = ("", "signal of ")
 """Of names of what belongs to the data, and to the signal beside it."""
 
@@ -51,7 +52,16 @@ class Blocks:
         self.slots = Slots(self.store, slots)
         self.facts = Facts(graph.schedule)
         self.counter = self.store.hold("tick", torch.zeros(1, dtype=torch.int64, device=graph.known["device"]))
+        self.first = self.store.hold("first tick", self.counter)
         self.captured: list[tuple[str, Captured]] = []
+
+    def takes(self, run: Rollout) -> bool:
+        """Has the batch the shapes of what objectives have read of it?"""
+        read = {k.removeprefix(BATCH): v for k, v in self.store.held.items() if k.startswith(BATCH)}
+        seen = {k: run.batch.get(k) for k in read}
+        return all(
+            isinstance(v, Tensor) and (v.shape, v.dtype) == (read[k].shape, read[k].dtype) for k, v in seen.items()
+        )
 
     def stale(self) -> list[str]:
         """What has changed of what blocks take for granted, beside the graph itself."""
@@ -106,6 +116,12 @@ class Blocks:
             for path, v in state_leaves(each.states):
                 self.store.hold(state_name(prefix, path), v).copy_(v)
         self.slots.rings(run)
+
+    def bring(self, run: Rollout) -> None:
+        """Bring what objectives read of the batch: known once all blocks are captured."""
+        for k, v in self.store.held.items():
+            if k.startswith(BATCH):
+                v.copy_(run.batch[k.removeprefix(BATCH)])
 
     def give(self, run: Rollout) -> None:
         """Bring what ports hold, and states, to where the engine keeps them."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..graph.facts import Facts
+from ..etrace.deferred import deferred
 from ..graph.learner import Learner
 from ..graph.learning import Learning, Tally
 from ..graph.rollout import Rollout
 from ..graph.runner import facts_of
 from ..monitors.metric import Metric
 from ..propagators.probe import Probe
-from .blockrun import BlockAgenda, BlockRun, OneOfMany
+from .blockrun import BlockAgenda, BlockRun
 from .carries import Carried, Carry
 from .host import Device
 from .store import Store, write_all
@@ -33,6 +34,7 @@ class Losses(Probe):
     def learned(self, prop: Any, x: Any, out: Any, y: Any, loss: Tensor) -> None:
         """Add up."""
         name = f"{prop.name}: loss"
+        self.updates.setdefault(prop.name, 0)
         before = self.sums.get(name)
         self.sums[name] = (self.store.hold(name, loss.detach()) if before is None else before) + loss.detach()
 
@@ -53,7 +55,7 @@ class Body:
 
     Attributes:
         after: what each group's credit carries after it.
-        updates: by group, how many.
+        updates: by group that has a loss, how many.
         left: optimizers to be stepped afterwards, with the gradients that are kept for them.
         counts: what metrics count that is no tensor.
     """
@@ -77,20 +79,21 @@ class Body:
         store, ticks = self.store, self.stop - self.start
         index = self.counter if ticks == 1 else self.counter + torch.arange(ticks, device=self.counter.device)
         run = BlockRun(self.run, store, index, self.start, self.stop, self.masked)
+        runs = [run]
         if self.run.partner is not None:
-            run.partner = BlockRun(self.run.partner, store, index, self.start, self.stop, False, "signal of ")
+            runs.append(BlockRun(self.run.partner, store, index, self.start, self.stop, False, "signal of "))
+            run.partner = runs[1]
         self.device.begin()
         self.sums, self.counts = [], []
         losses = Losses(store)
-        with self._substituted(run, index, losses):
+        with self._substituted(run, index, losses), deferred() as self.device.premises:
             self.learning.block(run, self.start, self.stop)
             self.after = {name: carry.seen() for name, carry in self.carries.items()}
             pairs = [pair for carry in self.carries.values() for pair in carry.writes()]
         with torch.no_grad():
-            for each in (run, run.partner):
-                pairs += [] if each is None else each.writes()
+            pairs += [pair for each in runs for pair in each.writes()]
             pairs += [(store[name], v) for name, v in [*losses.sums.items(), *self.sums]]
-            pairs += self.device.writes(self.counter[0])
+            pairs += self.device.writes((self.counter + store["first tick"])[0])
             run.show()
             fixed = [*store.held.values(), *(v for c in self.carries.values() for v in c.tensors)]
             write_all(pairs, fixed)
@@ -110,7 +113,9 @@ class Body:
                 prop, name = group.prop, group.prop.name
                 group.agenda = BlockAgenda(group.agenda, name, self.store, index, self.start, self.stop)
                 if isinstance(group, Learner):
-                    group.facts = {t: _untold(facts_of(run, t, group.unit)) for t in range(self.start, self.stop)}
+                    facts = [facts_of(run, t, group.unit) for t in range(self.start, self.stop)]
+                    numbers = index + self.store["first tick"]
+                    group.facts = {f.tick: replace(f, tick=numbers[i]) for i, f in enumerate(facts)}
                 prop.host = self.device
                 prop.probes = [losses if isinstance(probe, Tally) else probe for probe in prop.probes]
                 if name in self.carries:
@@ -141,10 +146,6 @@ class Body:
 
 
 PROP = ("host", "probes", "carry", "ticks")
-
-
-def _untold(facts: Facts) -> Facts:
-    return Facts(OneOfMany(facts.tick), facts.steps, facts.emits, facts.resets)
 
 
 def sum_name(metric: Metric, key: Any, i: int) -> str:

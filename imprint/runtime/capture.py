@@ -11,6 +11,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import CaptureError
+from .audits import syncs
+from .capture_norm import declare_norms
 from .store import undone
 
 
@@ -52,8 +54,14 @@ def capture(function: Callable[..., Any], fixed: Callable[[], Iterable[tuple[str
             said = str(error).strip().split(". ")[0].split("\n")[0]
             raise CaptureError(
                 _where(error), "it cannot be captured", got=f"{type(error).__name__}: {said}",
-                fix="no .item(), no branch on a tensor, no shape that depends on data; or backend='eager', fallback=True",
+                fix="no .item(), no branch on a tensor, no shape that depends on data; or fallback=True",
             ) from error  # fmt: skip
+    declare_norms(made)
+    if found := syncs(made):
+        raise CaptureError(
+            "plan", "it cannot be captured: sizes or branches depend on data", got="; ".join(found),
+            fix="torch.where in place of a boolean index, sums over view.valid; or fallback=True",
+        )  # fmt: skip
     names = {node: name for node, (name, _) in zip(_inputs(made), named.values(), strict=True)}
     for (node, name), v in zip(names.items(), tensors, strict=True):
         node.meta |= {"label": name, "storage": v.untyped_storage()._cdata, "offset": v.storage_offset()}

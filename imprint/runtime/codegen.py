@@ -10,14 +10,15 @@ import torch
 
 from ..errors import CompileError
 from .capture import Captured
+from .scalars import without_scalars
 
 Run = Callable[[], None]
 RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "multinomial", "exponential")
 
 
-def is_random(captured: Captured) -> bool:
-    """Does it draw random numbers?"""
-    return any(any(word in str(n.target) for word in RANDOM) for n in captured.module.graph.nodes)
+def random_calls(captured: Captured) -> int:
+    """How often it draws random numbers."""
+    return sum(any(word in str(n.target) for word in RANDOM) for n in captured.module.graph.nodes)
 
 
 def call_by_call(captured: Captured) -> Run:
@@ -33,8 +34,12 @@ def inductor(captured: Captured) -> Run:
     Raises:
         CompileError: at the first run: there is no compiler, or it fails; nothing has been run.
     """
+    if random_calls(captured) > 1:
+        captured.said.append("run call by call: it draws random numbers more than once, and compiled code reorders them")
+        return captured
+    captured = without_scalars(captured)
     options: dict[str, Any] = {"cpp_wrapper": not any(v.is_cuda for v in captured.tensors)}
-    if is_random(captured):
+    if random_calls(captured):
         options["fallback_random"] = True
     compiled = torch.compile(captured.module, fullgraph=True, dynamic=False, options=options)
     tensors, ready = captured.tensors, False

@@ -43,11 +43,10 @@ class Compiled(Backend):
     BLOCK: ClassVar[int] = 16
     codegen: ClassVar[str] = "inductor"
 
-    def __init__(self, graph: Graph, schedule: Timetable, options: Options) -> None:
-        super().__init__(graph, schedule, options)
-        self.programs: dict[Hashable, Blocks] = {}
+    def __init__(self, graph: Graph, schedule: Timetable, options: Options, rows: int = 1) -> None:
+        super().__init__(graph, schedule, options, rows)
+        self.programs: dict[Hashable, list[Blocks]] = {}
         self.fallen: str | None = None
-        self.rows: int | None = None
         self.baked = Baked.of(graph)
         self._or_fall(lambda: check_graph(graph))
 
@@ -66,8 +65,7 @@ class Compiled(Backend):
 
     def _rollout(self, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
         graph, rows = self.graph, rows_of(self.graph, batch)
-        if rows in (None, self.rows) or self.rows is None or self.options.on_shape == "recapture":
-            self.rows = self.rows or rows
+        if rows in (None, self.rows) or self.options.on_shape == "recapture":
             return graph.run_by(self, batch, reset, keep)
         if self.options.on_shape == "error":
             raise ShapeError(
@@ -77,7 +75,8 @@ class Compiled(Backend):
         assert rows is not None
         more = filled_up(graph, batch, rows, self.rows)
         made = graph.run_by(self, more, reset, keep, self.rows - rows)
-        cut(graph.run, graph.rolled[1], rows)
+        run, dues, _ = graph.rolled
+        cut(run, dues, rows)
         return made
 
     def learn(self, run: Rollout) -> None:
@@ -116,10 +115,13 @@ class Compiled(Backend):
 
     def _program(self, kind: str, run: Rollout, make: Callable[[], Blocks]) -> Blocks:
         """Of the rollout's shapes."""
-        key = (kind, _shapes(run))
-        if key not in self.programs:
-            self.programs[key] = make()
-        return self.programs[key]
+        some = self.programs.setdefault((kind, _shapes(run)), [])
+        for program in some:
+            if program.takes(run):
+                return program
+        some.append(make())
+        self.baked = Baked.of(self.graph)  # groups may have been formed just now
+        return some[-1]
 
     def generate(self, captured: Captured) -> Run:
         """What runs: lowered, then by the code generator."""
@@ -145,7 +147,7 @@ class Compiled(Backend):
     def stale(self) -> list[str]:
         """What has changed of what captures take for granted, in words."""
         changed = self.baked.differences(Baked.of(self.graph))
-        return changed + [why for program in self.programs.values() for why in program.stale()]
+        return changed + [why for some in self.programs.values() for program in some for why in program.stale()]
 
     def check(self) -> None:
         """Refuse, or take in, what has changed."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..credit import Params
+from ..etrace.deferred import Found
 from ..propagators import Propagator
 from ..propagators.host import Host
 from .optimizers import Steps
@@ -27,13 +28,15 @@ class Device(Host):
         self.steps, self.store, self.names = steps, store, names
         store.hold("going", torch.ones((), dtype=torch.bool, device=like.device))
         store.hold("failed at", torch.full((2, len(names)), -1, device=like.device))
+        self.doubtful: set[str] = set()
         self.begin()
 
     def begin(self) -> None:
         """Before a block."""
         self.going: Tensor = self.store["going"]
         self.failed: dict[tuple[int, str], Tensor] = {}
-        self.left: list[tuple[Any, dict[str, Tensor]]] = []
+        self.premises: Found = []
+        self.left: list[tuple[Any, dict[str, Tensor], Propagator]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     def reset(self) -> None:
@@ -69,7 +72,11 @@ class Device(Host):
 
     def writes(self, tick: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What is known at the end of a block whose first tick has that number."""
-        pairs = [(self.store["going"], self.going), *self.kept]
+        going = self.going
+        for holds, _ in self.premises:
+            going = going & holds
+        self.doubtful |= {whose for _, whose in self.premises}
+        pairs = [(self.store["going"], going), *self.kept]
         if self.failed:
             seen = self.store["failed at"]
             rows = []

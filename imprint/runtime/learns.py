@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, StructureError
 from ..graph import Graph
 from ..graph.learner import Learner
 from ..graph.rollout import Rollout
@@ -26,6 +26,8 @@ from .legal import check_learning
 from .optimizers import Steps
 
 Updates = dict[str, int]
+MOST_LISTS = 64
+"""Lists of blocks of whole rollouts that are kept."""
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Learns(Blocks):
         self.learning: Any = graph.learning
         self.block = 1 if self.learning.update == "tick" else block
         self.functions: dict[Hashable, Function] = {}
+        self.lists: dict[Hashable, list[Function]] = {}
         props = [group.prop for group in self.learning.groups]
         optimizers = [o for own in graph.manager.optimizers.values() for o in own]  # of frozen groups too
         self.steps = Steps(optimizers, self.counter.device)
@@ -83,12 +86,14 @@ class Learns(Blocks):
         carried = self._load_learning(run)
         plan = list(self.chunks(run))
         todo = self._functions(run, plan, carried)
+        self.bring(run)
         counts: list[Any] = []
         updates: Updates = {}
         place = 0
         for chunk, stops in plan:
             self.slots.fill(run, self.learning, chunk, stops[-1], run.lengths is not None)
             self.counter.zero_()
+            self.first.fill_(chunk)
             waiting: list[Run] = []
             for function in todo[place : place + len(stops)]:
                 waiting.append(function.run)
@@ -104,9 +109,11 @@ class Learns(Blocks):
             place += len(stops)
             parts: dict[str, list[Tensor]] = {}
             self.slots.empty(run, chunk, stops[-1], parts)
-            for key, stacks in parts.items():
-                run.kept[key] += stacks
-            self._check(chunk)
+            for key, kept in run.kept.items():
+                kept += parts[key]
+            if self.counter.device.type == "cpu":  # elsewhere reading would wait
+                self._check()
+        self._check()
         self.give(run)
         self._give_learning(todo[-1].after, updates, counts)
 
@@ -117,7 +124,20 @@ class Learns(Blocks):
     ) -> list[Function]:
         """One a block, in order: all are there before the first one runs."""
         masked = run.lengths is not None
-        mode, made = mode_of(run, self.learning, masked), []
+        mode = mode_of(run, self.learning, masked)
+        regular = all(due.valid is None for g in self.learning.groups for due in g.agenda.dues.values())
+        key = (mode, run.offset, run.ticks, tuple(carried.values()))
+        if regular and key in self.lists:
+            return self.lists[key]
+        made = self._listed(run, plan, carried, mode, masked)
+        if regular and len(self.lists) < MOST_LISTS:
+            self.lists[key] = made
+        return made
+
+    def _listed(
+        self, run: Rollout, plan: list[tuple[int, list[int]]], carried: dict[str, Carried], mode: Hashable, masked: bool
+    ) -> list[Function]:
+        made = []
         for chunk, stops in plan:
             for start, stop in zip([chunk, *stops], stops, strict=False):
                 if any(carry.untold for carry in self.carries.values()):
@@ -190,7 +210,7 @@ class Learns(Blocks):
         self.steps.store()
         tally = self.learning.tally
         for name in self.carries:
-            if f"{name}: loss" in self.store:
+            if name in updates and f"{name}: loss" in self.store:
                 tally.sums[name] = self.store[f"{name}: loss"].clone()
                 tally.periods[name] = updates.get(name, 0)
         for group in self.learning.groups:
@@ -210,12 +230,18 @@ class Learns(Blocks):
         for (metric, (unit, column)), (total, things) in found.items():
             metric.add(unit, total, things, column)
 
-    def _check(self, chunk: int) -> None:
+    def _check(self) -> None:
         """A loss that was not finite, named with its group and tick; weights are those of before it."""
         if bool(self.store["going"]):
             return
         self.steps.store()
         failed = self.store["failed at"].tolist()
+        if max(map(max, failed)) < 0:
+            raise StructureError(
+                f"one of the hidden groups {'; '.join(sorted(self.device.doubtful))}",
+                "its recurrence was one number in every sample, and is not here", expected="units alike",
+                fix="credit=ETrace() on a batch as it is met in running",
+            )  # fmt: skip
         kind, name, tick = min(
             ((kind, name, t) for kind in range(2) for name, t in zip(self.device.names, failed[kind], strict=True)
              if t >= 0), key=lambda each: each[2]
@@ -225,7 +251,7 @@ class Learns(Blocks):
             prop = next(g.prop for g in self.learning.groups if g.prop.name == name)
             (EAGER.check if kind == 0 else EAGER.check_norm)(prop, not_a_number)
         except NonFiniteError as error:
-            error.where += f", tick {chunk + tick}"
+            error.where += f", tick {tick}"
             raise
 
     def _step_left(self, optimizer: Any, grads: dict[str, Tensor], prop: Propagator) -> None:
@@ -233,3 +259,7 @@ class Learns(Blocks):
         if not bool(self.store["going"]):
             return
         EAGER.step_all([optimizer], {prop.params[k]: g for k, g in grads.items()})
+        for group in self.learning.groups:
+            if group.prop is prop:
+                for module in group.unit.modules.values():
+                    module.project_()

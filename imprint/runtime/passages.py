@@ -13,7 +13,7 @@ from ..graph import Graph
 from ..graph.rollout import Rollout
 from .blockrun import state_name
 from .blocks import Blocks, Player, Run
-from .codegen import is_random
+from .codegen import random_calls
 from .keys import mode_of
 from .passage import Backward, Forward
 from .slots import shown
@@ -45,7 +45,7 @@ class Passages(Blocks):
     @property
     def random(self) -> bool:
         """Do blocks draw random numbers?"""
-        return any(is_random(captured) for _, captured in self.captured)
+        return any(random_calls(captured) for _, captured in self.captured)
 
     def roll(self, run: Rollout) -> None:
         """All ticks, as one chunk that is not ended: what is kept is in the ports' signals."""
@@ -55,7 +55,7 @@ class Passages(Blocks):
         made: dict[str, Tensor]
         if graded:
             self._functions(run, True)
-            stacks = Passed.apply(way, *self.params.values())  # type: ignore[no-untyped-call]
+            stacks = Passed.apply(way, *self.params.values())
             made = dict(zip(way.names, stacks, strict=True))
         else:
             self._functions(run, False)
@@ -101,7 +101,7 @@ class Passages(Blocks):
         """The block's way back."""
         return self._made(Backward, (self.params,), run, start, stop, chunk)
 
-    def _made(self, kind: type[Forward], more: Any, run: Rollout, start: int, stop: int, chunk: int | None) -> Run:
+    def _made(self, kind: Any, more: Any, run: Rollout, start: int, stop: int, chunk: int | None) -> Run:
         ticks = tuple(self.facts.at(t) for t in range(start, stop))
         key = (kind, mode_of(run, None, run.lengths is not None), tuple(run.watched), ticks)
         if key not in self.functions:
@@ -112,7 +112,7 @@ class Passages(Blocks):
             if kind is Backward:
                 self.begin_back()
                 self.want(run, chunk, stop, {})
-            body = kind(*more, self.parts, run, start, stop, masked, self.store, self.counter)
+            body: Forward = kind(*more, self.parts, run, start, stop, masked, self.store, self.counter)
             self.functions[key] = self.make(body, f"{kind.__name__.lower()}, ticks {start} to {stop - 1}")
             if isinstance(body, Backward):
                 for name, others in body.leans.items():
@@ -158,7 +158,8 @@ class Passages(Blocks):
 
     def gradients(self, wanted: Iterable[str]) -> list[Tensor | None]:
         """Of all weights, None of those that nothing wanted depends on."""
-        reached, waiting = set(), list(wanted)
+        reached: set[str] = set()
+        waiting = list(wanted)
         while waiting:
             for name in self.leans.get(waiting.pop(), set()) - reached:
                 reached.add(name)

@@ -129,7 +129,9 @@ class Recording(Observer):
                 "recording.compile", f"unknown backend {backend!r}", fix=did_you_mean(str(backend), registry)
             )
         schedule = self.schedule
-        plan = Plan(self.graph, self.rollouts[0].blueprint, schedule, registry[backend](self.graph, schedule, options))
+        rows = max(ran.rows for ran in self.rollouts)
+        made = registry[backend](self.graph, schedule, options, rows)
+        plan = Plan(self.graph, self.rollouts[0].blueprint, schedule, made)
         plan.check()
         return plan
 

@@ -18,14 +18,14 @@ class Passed(torch.autograd.Function):
     """From the weights to all that is kept of a rollout."""
 
     @staticmethod
-    def forward(ctx: Any, way: Way, *params: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, way: Way, *params: Tensor) -> tuple[Tensor, ...]:
         """Block by block; the states between them are kept."""
         ctx.way = way
         ctx.set_materialize_grads(False)  # what nobody wants is told from what is wanted zero times
         return tuple(way.forth().values())
 
     @staticmethod
-    def backward(ctx: Any, *wanted: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *wanted: Tensor | None) -> tuple[Tensor | None, ...]:
         """Block by block, from the last."""
         return (None, *ctx.way.back(wanted))
 

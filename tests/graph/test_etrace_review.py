@@ -94,3 +94,21 @@ def test_a_refusal_names_what_runs_before_the_recurrent_module(kind: Any) -> Non
     graph["low"].proto.eval()
     graph.rollout(batch())
     assert farthest(was, weights(graph)) > 1e-4
+
+
+def test_weights_of_an_objective_stay_parameters() -> None:
+    """They are in the group under two paths, and proving things of a tick lends them out under one."""
+    torch.manual_seed(0)
+    graph, source = Graph(), Source("x")
+    first = Module("first", protos.GRUStack(hidden=3))
+    second = Module("second", protos.MLP([3, 4]))
+    graph.connect(source["out"], first["in"])
+    graph.connect(first["out"], second["in"]).set_stop_grad(False)
+    second.objectives.contrastive(target=Targets.port_drive(first, "in"))
+    rows = {"x": torch.randn(4, 5, 2)}
+    graph.bind(rows)
+    before = {name: (p, p.detach().clone()) for name, p in graph.named_parameters()}
+    taught(graph, ETrace(), "tick").step(rows)
+    for name, p in graph.named_parameters():
+        assert isinstance(p, torch.nn.Parameter) and p is before[name][0], name
+        assert not torch.equal(p, before[name][1]), name

@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -129,8 +128,9 @@ def learning_agrees(
             except (NonFiniteError, ArgumentError, StructureError, CaptureError) as error:
                 results.append(error)
         if isinstance(results[1], CaptureError):
-            assert "ticks late" in str(results[1]), results[1]
-            return "late"
+            why = next((word for word in ("ticks late", "depend on data") if word in str(results[1])), None)
+            assert why is not None, results[1]
+            return why
         if any(isinstance(r, Exception) for r in results):
             assert type(results[0]) is type(results[1]), results
             return type(results[0]).__name__
@@ -142,9 +142,13 @@ def learning_agrees(
             assert_close(q.detach(), p.detach(), f"weight of {name}")
     for name, optimizers in graph.manager.optimizers.items():
         for a, b in zip(optimizers, other.manager.optimizers[name], strict=True):
-            for p, q in zip(a.state.values(), b.state.values(), strict=True):
-                for key, v in p.items():
-                    assert_close(q[key].detach(), v.detach(), f"optimizer of {name}, {key}")
+            weights = [p for group in a.param_groups for p in group["params"]]
+            theirs = [p for group in b.param_groups for p in group["params"]]
+            for p, q in zip(weights, theirs, strict=True):
+                assert a.state[p].keys() == b.state[q].keys()
+                for key, v in a.state[p].items():
+                    if isinstance(v, Tensor):
+                        assert_close(b.state[q][key].detach(), v.detach(), f"optimizer of {name}, {key}")
     return None
 
 
@@ -173,6 +177,48 @@ def test_learning_agrees() -> None:
     assert said[None] >= 0.6 * said.total(), said
 
 
-@pytest.mark.parametrize("ticks", [1, 2, 7, 64, 65, 130])
-def test_any_number_of_ticks(ticks: int) -> None:
-    """Slots hold 64 ticks: fewer, as many, and more."""
+def emulated_agrees(plan: Plan, credit: Any, update: Any, optimizer: str) -> str | None:
+    """Replays of an emulated capture against the same blocks called one after the other: bit for bit."""
+    made = []
+    for options in ({}, {"backend": "cuda_graph", "codegen": None, "allow_emulation": True}):
+        graph = bound(plan, batch_of(plan))
+        torch.manual_seed(7)
+        attach(graph, Local(None), credit=credit, update=update, optimizer=OPTIMIZERS[optimizer])
+        try:
+            torch.manual_seed(7)
+            graph.manager.bind(batch_of(plan))
+        except (ArgumentError, StructureError):
+            return "refused"
+        made.append(compiled(graph, batch_of(plan), **options))
+    for i in range(2):
+        batch = batch_of(plan, i)
+        outs: list[Any] = []
+        for run in made:
+            torch.manual_seed(i)
+            try:
+                outs.append(run.rollout(batch))
+            except (NonFiniteError, ArgumentError, StructureError, CaptureError) as error:
+                outs.append(error)
+        if any(isinstance(out, Exception) for out in outs):
+            assert type(outs[0]) is type(outs[1]), outs
+            return type(outs[0]).__name__
+        for key in (key for key in made[0].graph.sizes if ":" not in key):
+            assert torch.equal(outs[0][key], outs[1][key]), key
+    for (name, p), q in zip(made[0].graph.named_parameters(), made[1].graph.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    return None
+
+
+def test_emulated_capture_is_bitwise() -> None:
+    """Whatever Python did while a block was captured is baked in, memory of its own is poisoned: nothing differs."""
+    said: Counter[str | None] = Counter()
+
+    @drawn
+    @given(plans(learns=True, hides=True), st.sampled_from(CREDITS), st.sampled_from(sorted(OPTIMIZERS)))
+    def each(plan: Plan, how: tuple[Any, Any], optimizer: str) -> None:
+        aside = emulated_agrees(plan, *how, optimizer)
+        said[aside] += 1
+        assume(aside is None)
+
+    each()
+    assert said[None] >= 0.6 * said.total(), said

@@ -35,7 +35,7 @@ class CudaGraph(Compiled):
 
     codegen = "inductor"
 
-    def __init__(self, graph: Graph, schedule: Timetable, options: Options) -> None:
+    def __init__(self, graph: Graph, schedule: Timetable, options: Options, rows: int = 1) -> None:
         assert graph.known is not None
         device = torch.device(graph.known["device"])
         self.emulated = device.type != "cuda"
@@ -52,7 +52,7 @@ class CudaGraph(Compiled):
         self.pool: Any = None if self.emulated else torch.cuda.graph_pool_handle()
         self.stream: Any = None if self.emulated else torch.cuda.Stream(device)
         self.graphs: dict[tuple[int, ...], Any] = {}
-        super().__init__(graph, schedule, options)
+        super().__init__(graph, schedule, options, rows)
 
     def generate(self, captured: Captured) -> Run:
         """What a graph records; compiling is not possible while one does, so it is run once before."""
