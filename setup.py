@@ -24,7 +24,7 @@ setup(
     zip_safe=False,
     install_requires=["torch>=2.13.0", "numpy", "h5py", "tqdm"],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "import-linter", "setuptools>=77"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter", "setuptools>=77"],
         "plots": ["matplotlib"],
         "tensorboard": ["tensorboard"],
         "docs": ["matplotlib"],  # the figures

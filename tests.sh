@@ -19,4 +19,6 @@ if [ $# -eq 0 ]; then
     step "types" python -m mypy
     step "imports between rooms" lint-imports --no-logo
 fi
-step "tests" python -m pytest "$@"
+together=()  # everything takes long: files side by side, on as many cores as there are
+[ $# -gt 0 ] || together=(-n auto --dist loadfile)
+step "tests" python -m pytest "${together[@]}" "$@"

@@ -21,6 +21,7 @@ from . import checkpoint, evaluation
 from .agent import Phase
 from .assignment import named
 from .binding import Unbuilt, bind, require_bound
+from .compiled import CompiledStep
 from .context import ContextPass
 from .coverage import check_joined
 from .intercept import detach as detach_model
@@ -41,6 +42,7 @@ class Manager:
     Attributes:
         model: the user's model, with its own parameters under their own names.
         steps: learning steps taken.
+        compiled: what :meth:`compile` made; None while steps are eager.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Manager:
         self.unbuilt: Unbuilt | None = None
         self.hung: list[Hung] = []
         self.buffers = Buffers([model])
+        self.compiled: CompiledStep | None = None
         self.probes = {m.name: m for m in metrics}
         for prop in self.propagators.values():
             prop.probes = list(metrics)
@@ -125,18 +128,23 @@ class Manager:
         before = [(prop, prop.carry, prop.ticks) for prop in self.propagators.values()]
         self.gathered += counts
         due = counts and self.gathered >= self.options.accumulate
+        # what earlier batches gathered is spent only once this one is through: units then step at the end
+        share = 1.0 if due and self.gathered == 1 else None
         try:
-            for probe in self.probes.values():
-                probe.started(self, x, y)
-            with self.buffers.kept_on_error():
-                # what earlier batches gathered is spent only once this one is through: units then step at the end
-                output = self._learn(inputs, y, 1.0 if due and self.gathered == 1 else None)
-                if due:
-                    self.update()
+            output = (self._eager if self.compiled is None else self.compiled.step)(x, y, share, due)
         except BaseException:
             self._take_back(before, counts)
             raise
         self.steps += 1
+        return output
+
+    def _eager(self, x: Any, y: Tensor | None, share: float | None, due: bool) -> Any:
+        for probe in self.probes.values():
+            probe.started(self, x, y)
+        with self.buffers.kept_on_error():
+            output = self._learn(Inputs.of(x), y, share)
+            if due:
+                self.update()
         return output
 
     def _learn(self, inputs: Inputs, y: Tensor | None, share: float | None) -> Any:
@@ -173,6 +181,50 @@ class Manager:
             for prop in self.propagators.values():
                 prop.reset()
             raise
+
+    def compile(
+        self, backend: str = "inductor", *, codegen: str | None = None, on_shape: str = "recapture",
+        on_stale: str = "recapture", fallback: bool = False, allow_emulation: bool = False,
+    ) -> CompiledStep:  # fmt: skip
+        """Make :meth:`step` one captured function: forward, local losses and gradients, and all optimizers' steps.
+
+        It learns the same numbers, and may be called before bind. Weights, optimizer state, buffers, monitors and
+        :meth:`state_dict` are true after every step; schedules go on. The first step of each size of batch takes
+        longer, as it is captured and compiled.
+
+        Args:
+            backend: ``"inductor"`` compiles it; ``"eager"`` runs the captured calls one by one.
+            codegen: what a backend that replays runs; has no meaning with the two above.
+            on_shape: what a batch of another size does: ``"recapture"`` or ``"error"``.
+            on_stale: what a change of modes, frozen units, settings or places of weights does: ``"recapture"`` or
+                ``"error"``.
+            fallback: steps that cannot be captured or compiled are eager; ``manager.compiled.explain()`` says why.
+            allow_emulation: of a backend that needs a device; has no meaning with the two above.
+
+        Returns:
+            the compiled step, also ``manager.compiled``; its ``close()`` makes :meth:`step` eager again.
+
+        Raises:
+            UnknownNameError: there is no such backend.
+            ArgumentError: an option has another meaning, or none.
+
+        >>> import imprint
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        >>> manager = imprint.attach(model, "local_ce")
+        >>> compiled = manager.compile("eager")
+        >>> manager.step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])).shape
+        torch.Size([5, 3])
+        >>> print(compiled.explain().split(";")[0])
+        compiled step: backend 'eager', 1 captured
+          x [5, 4] float32, y [5] int64: learns
+        >>> compiled.close()
+        """
+        made = CompiledStep(self, backend, codegen, on_shape, on_stale, fallback, allow_emulation)
+        self.phase.require_idle("manager.compile")
+        if self.compiled is not None:
+            self.compiled.close()
+        self.compiled = made
+        return made
 
     def step_schedulers(self, *metric: float) -> None:
         """Step every unit's learning-rate schedule; those that read a metric get `metric`.
@@ -259,6 +311,8 @@ class Manager:
     def detach(self) -> nn.Module:
         """The very model that was attached, with its own classes and trained weights."""
         self.phase.require_idle("manager.detach", attached=False)
+        if self.compiled is not None:
+            self.compiled.close()
         return detach_model(self.model)
 
     def __repr__(self) -> str:

@@ -21,9 +21,10 @@ from .baked import Baked
 from .blocks import Blocks, Run
 from .capture import Captured
 from .codegen import generators
+from .explain_plan import module_lines, option_notes
 from .fit import cut, filled_up, rows_of
 from .learns import Learns
-from .legal import check_graph
+from .legal import check_graph, check_taps
 from .passages import Passages
 from .timetable import Timetable
 
@@ -60,6 +61,7 @@ class Compiled(Backend):
             except (CaptureError, CompileError) as error:
                 if not self.options.fallback:
                     raise
+                self.close()
                 self.fallen = str(error)
         return self.graph.rollout(batch, reset, keep)
 
@@ -81,6 +83,7 @@ class Compiled(Backend):
 
     def learn(self, run: Rollout) -> None:
         """All ticks of a rollout that learns."""
+        check_taps(self.graph)
         learning = self.graph.learning
         assert learning is not None
         if learning.live and learning.block_ticks is None:
@@ -92,6 +95,7 @@ class Compiled(Backend):
 
     def plain(self, run: Rollout) -> None:
         """All ticks of one that does not."""
+        check_taps(self.graph)
         self._passages(run, self.graph.runners()).roll(run)
 
     def _unrolled(self, run: Rollout, learning: Learning) -> None:
@@ -127,9 +131,14 @@ class Compiled(Backend):
         """What runs: lowered, then by the code generator."""
         return generators[self.options.codegen or self.codegen](self.lowered(captured))
 
+    @property
+    def lowers(self) -> bool:
+        """Are products joined? Call by call nothing is changed."""
+        return (self.options.codegen or self.codegen) != "eager"
+
     def lowered(self, captured: Captured) -> Captured:
         """The same in fewer and larger products; call by call nothing is changed."""
-        if (self.options.codegen or self.codegen) == "eager":
+        if not self.lowers:
             return captured
         some = [passes.clean, passes.reuse_rows, passes.rows_at_once]
         some += [passes.one_left] * self.options.fuse_projections + [passes.port_sums] * self.options.fuse_port_sums
@@ -142,15 +151,33 @@ class Compiled(Backend):
         for run in runs:
             run()
 
+    # -- what was made of it
+
+    def modules(self) -> list[str]:
+        """How each module learns, and what was captured."""
+        return module_lines(self.graph, self._all(), self.fallen)
+
+    def notes(self) -> dict[str, str]:
+        """What became of the options that join products, and of the fallback."""
+        notes = option_notes(self._all(), self.options, self.lowers)
+        if self.options.fallback:
+            notes["fallback"] = "not needed" if self.fallen is None else "everything runs on the graph's own engine"
+        return notes
+
+    def _all(self) -> list[Blocks]:
+        return [program for some in self.programs.values() for program in some]
+
     # -- staleness
 
     def stale(self) -> list[str]:
         """What has changed of what captures take for granted, in words."""
         changed = self.baked.differences(Baked.of(self.graph))
-        return changed + [why for some in self.programs.values() for program in some for why in program.stale()]
+        return changed + [why for program in self._all() for why in program.stale()]
 
     def check(self) -> None:
         """Refuse, or take in, what has changed."""
+        if self.fallen is None:
+            self._or_fall(lambda: check_graph(self.graph))
         changed = self.stale()
         if changed and self.options.on_stale == "error":
             raise StateError(

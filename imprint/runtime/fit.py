@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from ..errors import ArgumentError, ShapeError
 from ..graph import Graph
 from ..graph.due import Due
+from ..graph.result import show
 from ..graph.rollout import Rollout
 
 
@@ -83,3 +84,4 @@ def cut(run: Rollout, dues: list[Due], rows: int) -> None:
     run.lengths = None if run.lengths is None else run.lengths[:rows]
     run._valid = None if run._valid is None else run._valid[:, :rows]
     run.shortest = run.ticks if run.lengths is None else min(run.lengths)
+    show(run, run.graph.modules_by_name)

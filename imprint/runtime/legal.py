@@ -19,9 +19,18 @@ def check_graph(graph: Graph) -> None:
     for name, part in graph.named_modules():
         if any(getattr(part, hooks, None) for hooks in HOOKS):
             raise CaptureError(
-                f"module {name!r}", "it has hooks, which a captured tick would not run",
+                f"module {name.removeprefix('nodes.')!r}", "it has hooks, which a captured tick would not run",
                 fix="attach(monitors=[…]) gathers numbers on the device; or backend='eager'",
             )  # fmt: skip
+    check_taps(graph)
+
+
+def check_taps(graph: Graph) -> None:
+    """Refuse a rollout whose values somebody looks at as they pass; who does is known when it has begun.
+
+    Raises:
+        CaptureError: names the module or edge.
+    """
     for name, module in graph.modules_by_name.items():
         tapped = [name] * (module.tap is not None) + [e.name for e in module.incoming if e.tap is not None]
         if tapped:

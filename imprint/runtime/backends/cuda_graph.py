@@ -64,9 +64,10 @@ class CudaGraph(Compiled):
                     made()
         return made
 
-    def lowered(self, captured: Captured) -> Captured:
+    @property
+    def lowers(self) -> bool:
         """Emulated, call by call."""
-        return captured if self.emulated else super().lowered(captured)
+        return not self.emulated and super().lowers
 
     def play(self, runs: Sequence[Run]) -> None:
         """Replay some blocks after each other."""
