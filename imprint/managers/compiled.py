@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..errors import ArgumentError, CaptureError, CompileError, ShapeError, StateError, UnknownNameError, did_you_mean
 from ..runtime.codegen import generators
+from ..runtime.graphs import Graphs, replayed
 from ..runtime.optimizers import Steps
 from ..runtime.store import Store
 from .compiled_body import Body
@@ -48,7 +51,7 @@ class CompiledStep:
         self, manager: Manager, backend: str, codegen: str | None, on_shape: str, on_stale: str, fallback: bool,
         allow_emulation: bool,
     ) -> None:  # fmt: skip
-        self.generate = generate_of(backend, codegen, allow_emulation)
+        self.generate = generate_of(manager, backend, codegen, allow_emulation)
         _check_choice("on_shape", on_shape, ON_SHAPE)
         _check_choice("on_stale", on_stale, ON_STALE)
         if not isinstance(fallback, bool):
@@ -181,15 +184,21 @@ class CompiledStep:
         return self.explain()
 
 
-def generate_of(backend: str, codegen: str | None, allow_emulation: bool) -> Generate:
+def generate_of(manager: Manager, backend: str, codegen: str | None, allow_emulation: bool) -> Generate:
     """What makes something that runs of a captured step.
 
     Raises:
         UnknownNameError: there is no such backend.
         ArgumentError: an option has no meaning with it.
+        StateError: there is no CUDA device for CUDA graphs.
     """
-    if backend not in generators:
-        raise UnknownNameError("manager.compile", f"unknown backend {backend!r}", fix=did_you_mean(backend, generators))
+    known = [*generators, "cuda_graph"]
+    if backend not in known:
+        raise UnknownNameError("manager.compile", f"unknown backend {backend!r}", fix=did_you_mean(backend, known))
+    if backend == "cuda_graph":
+        device = next((p.device for p in manager.model.parameters()), torch.device("cpu"))
+        where = "manager.compile(backend='cuda_graph')"
+        return partial(replayed, Graphs(where, device, codegen, allow_emulation))
     given = {"codegen": codegen not in (None, backend), "allow_emulation": allow_emulation is not False}
     for name in (name for name, bad in given.items() if bad):
         raise ArgumentError(

@@ -193,13 +193,14 @@ class Manager:
         longer, as it is captured and compiled.
 
         Args:
-            backend: ``"inductor"`` compiles it; ``"eager"`` runs the captured calls one by one.
-            codegen: what a backend that replays runs; has no meaning with the two above.
+            backend: ``"inductor"`` compiles it; ``"eager"`` runs the captured calls one by one; ``"cuda_graph"``
+                replays it as a CUDA graph.
+            codegen: what ``"cuda_graph"`` replays: ``"inductor"``, compiled, or ``"eager"``, single calls.
             on_shape: what a batch of another size does: ``"recapture"`` or ``"error"``.
             on_stale: what a change of modes, frozen units, settings or places of weights does: ``"recapture"`` or
                 ``"error"``.
             fallback: steps that cannot be captured or compiled are eager; ``manager.compiled.explain()`` says why.
-            allow_emulation: of a backend that needs a device; has no meaning with the two above.
+            allow_emulation: without a CUDA device ``"cuda_graph"`` is emulated: slow, for tests.
 
         Returns:
             the compiled step, also ``manager.compiled``; its ``close()`` makes :meth:`step` eager again.
@@ -207,6 +208,7 @@ class Manager:
         Raises:
             UnknownNameError: there is no such backend.
             ArgumentError: an option has another meaning, or none.
+            StateError: there is no CUDA device for ``"cuda_graph"``.
 
         >>> import imprint
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))

@@ -42,8 +42,11 @@ class Blocks:
         slots: ticks whose inputs and targets are brought at once.
 
     Attributes:
+        block: most ticks of one block.
         captured: every block that was captured, with a line that says which.
     """
+
+    block: int
 
     def __init__(self, graph: Graph, player: Player, slots: int) -> None:
         assert graph.known is not None

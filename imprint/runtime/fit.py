@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..graph import Graph
 from ..graph.due import Due
 from ..graph.result import show
 from ..graph.rollout import Rollout
+from ..graph.signal import Signal
 
 
 def rows_of(graph: Graph, batch: Mapping[str, Any]) -> int | None:
@@ -66,13 +68,13 @@ def cut(run: Rollout, dues: list[Due], rows: int) -> None:
     """Afterwards: the rollout of its own rows alone."""
     for parts in run.kept.values():
         parts[:] = [v[:, :rows] for v in parts]
-    for signal in run.signals.values():
-        signal.before = signal.before[:rows]
-        signal.history = [v[:rows] for v in signal.history]
+    run.signals = {key: _first(signal, rows) for key, signal in run.signals.items()}
+    states = {}
     for name, state in run.states.items():
         proto = run.graph[name].proto
         dim = 0 if proto is None else proto.batch_dim
-        run.states[name] = tree_map(lambda v, d=dim: v.narrow(d, 0, rows), state)
+        states[name] = tree_map(lambda v, d=dim: v.narrow(d, 0, rows), state)
+    run.states = states
     for name, logged in run.state_log.items():
         dim = run.graph[name].proto.batch_dim  # type: ignore[union-attr]
         run.state_log[name] = [tree_map(lambda v, d=dim: v.narrow(d, 0, rows), state) for state in logged]
@@ -85,3 +87,10 @@ def cut(run: Rollout, dues: list[Due], rows: int) -> None:
     run._valid = None if run._valid is None else run._valid[:, :rows]
     run.shortest = run.ticks if run.lengths is None else min(run.lengths)
     show(run, run.graph.modules_by_name)
+
+
+def _first(signal: Signal, rows: int) -> Signal:
+    """What a port holds, of the first rows; the signal itself stays as it is, for a way back."""
+    made = copy.copy(signal)
+    made.before, made.history = signal.before[:rows], [v[:rows] for v in signal.history]
+    return made

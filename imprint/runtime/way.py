@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,7 @@ class Way:
         self.states: list[dict[str, Tensor]] = []
         self.drawn: list[Any] = []
         self.names: list[str] = []
+        self.was = run
 
     def forth(self) -> dict[str, Tensor]:
         """Run all blocks; what is kept over time, ``[E, B, …]``, by name."""
@@ -65,11 +67,12 @@ class Way:
         passages.give(run)
         made = {name: v[0] if len(v) == 1 else torch.cat(v) for name, v in parts.items()}
         self.names = list(made)
+        self.was = copy.copy(run)  # rows that filled the batch up are cut off afterwards, and have their way back too
         return made
 
     def back(self, wanted: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Run all blocks again from the last to the first; gradients of the weights."""
-        passages, run = self.passages, self.run
+        passages, run = self.passages, self.was
         now, held = -1, random_state() if passages.random else None
         passages.begin_back()
         by_name = dict(zip(self.names, wanted, strict=True))

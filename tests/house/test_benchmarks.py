@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import imprint
+from imprint.runtime.codegen import generators
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_sequences(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_no_benchmark_is_left_out(root: Path) -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    shared = {"measure", "nets"}
+    shared = {"chains", "loops", "measure", "nets"}
     assert {path.stem for path in (root / "benchmarks").glob("*.py")} - shared <= tested
 
 
@@ -166,3 +167,41 @@ def test_etrace_accuracy(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureF
     table = rows(capsys.readouterr().out)[2:]
     methods = ["bptt", "d_rtrl", "es_d_rtrl", "instant", "frozen"]
     assert [row[:2] for row in table] == [[cell, method] for cell in ("gru", "lru") for method in methods]
+
+
+def test_runtime(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compiled code is left to the benchmark itself: here blocks run call by call, and must still agree."""
+    module, out = benchmark("runtime"), tmp_path / "out.json"
+    monkeypatch.setitem(generators, "inductor", generators["eager"])
+    small = module.partial(benchmark("nets").ResidualMLP, 1, 8, 12)
+    monkeypatch.setattr(module, "MODELS", {"small": (small, (12,), r"stem|blocks\.\d+")})
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: on)  # of the whole process
+    monkeypatch.setitem(module.CASES, "six", module.Case(module.Size(4, 4, 2)))
+    cases = ["gru128", "six", "update8", "etrace", "attached", "long"]
+    sizes = ["--rows", "4", "--hidden", "4", "--ticks", "16", "--repeats", "1", "--long", "200"]
+    module.main(["--cases", *cases, *sizes, "--out", str(out)])
+    ways = ["loop by hand", "loop by hand, one backward, fused Adam", "nn.GRU through time, default Adam"]
+    ways += ["nn.GRU through time, fused Adam", "engine", "inductor"]
+    eight = [ways[0], "loop by hand, a step every 8 ticks", *ways[1:]]
+    tenths = ["inductor, first 20 ticks", "inductor, last 20 ticks"]
+    found = rows(capsys.readouterr().out)[2:]
+    assert [row[1] for row in found] == [*ways, *ways, *eight, *ways[-2:], *ways[-2:], *tenths]
+    assert all(float(row[2].split()[0]) > 0 for row in found)
+    agreed = [
+        row["apart"] for row in json.loads(out.read_text())["rows"] if row["way"] == "engine" and row["ratio"] != 1
+    ]
+    assert len(agreed) == 3 and all(off < 1e-3 for off in agreed)
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA device"):
+            module.main(["--device", "cuda"])
+
+
+def test_what_learns_otherwise_is_not_measured(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop by hand with another rate: its weights end elsewhere, and that is said instead of a time."""
+    module, loops = benchmark("runtime"), benchmark("loops")
+    monkeypatch.setattr(loops, "adam", lambda net, fused=False: torch.optim.Adam(net.parameters(), 2e-3))
+    case = module.Case(module.Size(4, 4, rows=4, ticks=8))
+    with pytest.raises(SystemExit, match="not where they should be"):
+        module.learning("slower", case, 1, {})
