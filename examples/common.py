@@ -30,19 +30,24 @@ class Result:
     seconds: float
 
 
-def parser(epochs: int | None = None) -> argparse.ArgumentParser:
-    """The options of every example; without `epochs` each example's own number holds."""
+def parser(epochs: int | None = None, graph: bool = False) -> argparse.ArgumentParser:
+    """The options of every example, and of those with a graph; without `epochs` each example's own number holds."""
     options = argparse.ArgumentParser()
     options.add_argument("--data", type=Path, default=DIGITS, metavar="FILE.h5", help="default: handwritten digits")
     options.add_argument("--epochs", type=int, default=epochs, help="rounds through the training data")
     options.add_argument("--seed", type=int, default=0, help="of the weights and of the order of samples")
     options.add_argument("--quick", action="store_true", help="a quarter of the epochs")
+    if graph:
+        options.add_argument(
+            "--compiled", nargs="?", const="inductor", choices=["inductor", "cuda_graph"], metavar="BACKEND",
+            help="learn by a plan, on captured ticks; BACKEND: inductor (a C++ compiler) or cuda_graph",
+        )  # fmt: skip
     return options
 
 
-def parse(argv: Sequence[str] | None = None, epochs: int = 10) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None, epochs: int = 10, graph: bool = False) -> argparse.Namespace:
     """Read the options and seed torch; ``args.epochs`` is a quarter of `epochs` with ``--quick``."""
-    args = parser().parse_args(argv)
+    args = parser(graph=graph).parse_args(argv)
     if args.epochs is None:
         args.epochs = max(1, epochs // 4) if args.quick else epochs
     torch.manual_seed(args.seed)
@@ -158,6 +163,18 @@ def train_and_test_ticks(
     return right / len(data[1])
 
 
+def planned(graph: imprint.Graph, batch: dict[str, torch.Tensor], backend: str) -> imprint.runtime.Plan:
+    """A plan of a graph that learns: one rollout is recorded, in eval mode, so that nothing moves.
+
+    What cannot be captured runs on the graph's own engine; :func:`train_and_test` prints why.
+    """
+    graph.bind(batch).eval()
+    with imprint.record(graph) as recording, torch.no_grad():
+        graph.rollout(batch)
+    graph.train().reset()
+    return recording.compile(backend=backend, fallback=True)
+
+
 def train_and_test(
     graph: imprint.Graph, rule: str, data: tuple[SequenceDataset, SequenceDataset], args: argparse.Namespace,
     lr: float = 3e-3, head: str = "head", grad_monitor: Any = None, **options: Any,
@@ -167,8 +184,11 @@ def train_and_test(
     falling = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     adam = lambda params: torch.optim.Adam(params, lr)
     imprint.attach(graph, rule, num_classes=train.num_classes, optimizer=adam, scheduler=falling, **options)
+    plan = planned(graph, next(train.iter_batches(shuffle=False)), args.compiled) if args.compiled else None
     history = imprint.train_graph(
         graph, train, epochs=args.epochs, val_dataset=test, val_every=args.epochs,
-        metric_fn=imprint.last_step_accuracy(head), grad_monitor=grad_monitor,
+        metric_fn=imprint.last_step_accuracy(head), grad_monitor=grad_monitor, plan=plan,
     )  # fmt: skip
+    if plan is not None and plan.explain().count("own engine"):
+        print(*plan.backend.modules(), sep="\n")
     return history.epochs[-1].val["accuracy"]

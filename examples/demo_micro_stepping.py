@@ -49,7 +49,7 @@ def unknown(graph: imprint.Graph, data: imprint.SequenceDataset) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> Result:
-    args = parse(argv, epochs=10)
+    args = parse(argv, epochs=10, graph=True)
     data = sequences(args)
     start = time.perf_counter()
     graph = build(data[0])

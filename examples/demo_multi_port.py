@@ -40,7 +40,7 @@ def build(train: imprint.SequenceDataset) -> imprint.Graph:
 
 
 def main(argv: Sequence[str] | None = None) -> Result:
-    args = parse(argv, epochs=16)
+    args = parse(argv, epochs=16, graph=True)
     data = sequences(args)
     start = time.perf_counter()
     graph = build(data[0])

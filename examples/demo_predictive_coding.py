@@ -46,11 +46,11 @@ def build(train: imprint.SequenceDataset) -> imprint.Graph:
 
 
 def main(argv: Sequence[str] | None = None) -> Result:
-    args = parse(argv, epochs=12)
+    args = parse(argv, epochs=12, graph=True)
     data = sequences(args)
     start = time.perf_counter()
     graph = build(data[0])
-    watcher = GradientWatcher(graph) if CONFIG["log_gradients"] else None
+    watcher = GradientWatcher(graph) if CONFIG["log_gradients"] and not args.compiled else None
     found = train_and_test(graph, "local", data, args, grad_monitor=watcher)
     seconds = time.perf_counter() - start
     with torch.no_grad():

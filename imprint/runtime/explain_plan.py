@@ -12,6 +12,7 @@ from .blocks import Blocks
 from .capture import Captured
 from .learns import Learns
 from .optimizers.eligible import why_not
+from .passages import Passages
 
 FUSED = {
     "fuse_projections": ("projections of", "gradients of"),
@@ -39,6 +40,7 @@ def module_lines(graph: Graph, programs: Iterable[Blocks], fallen: str | None) -
     if not any(program.captured for program in programs):
         return [*lines, "nothing has been captured yet: that comes with the first rollout"]
     for program in programs:
+        assert isinstance(program, Learns | Passages)
         rows = f"blocks of at most {_ticks(program.block)}"
         kind = "learning" if isinstance(program, Learns) else "without learning, or learning when a rollout is over"
         lines.append(f"captured, {kind}: {rows}")

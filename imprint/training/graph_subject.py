@@ -17,6 +17,7 @@ from ..graph import Graph, Result
 from ..managers import GraphManager
 from ..monitors.metric import Metric
 from ..objectives import BatchKey
+from ..runtime import Plan as RuntimePlan
 from ..utils import same_random_state
 from .global_loss import GlobalLoss, LossFn, scalar
 from .history import Table
@@ -38,17 +39,19 @@ class GraphSubject(Subject):
         val: validation data.
         val_loss: replaces the sum of all losses there.
         val_metric: replaces `metric` there.
+        plan: runs what is learned from; the graph itself, without one.
     """
 
     where = "train_graph"
 
     def __init__(
         self, graph: Graph, manager: GraphManager | GlobalLoss, metric: MetricFn | None, val: Batches | None,
-        val_loss: LossFn | None, val_metric: MetricFn | None,
+        val_loss: LossFn | None, val_metric: MetricFn | None, plan: RuntimePlan | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.manager, self.metric = graph, manager, metric
         self.val, self.val_loss, self.val_metric = val, val_loss, val_metric or metric
         self.recent = Metric()
+        self.runner = graph if plan is None else plan
 
     @property
     def probes(self) -> dict[str, Metric]:
@@ -74,7 +77,7 @@ class GraphSubject(Subject):
             out, losses = self.manager.step(batch)
         else:
             keep = "last" if self.metric is None or isinstance(self.metric, LastStep) else "emissions"
-            out = self.graph.rollout(batch, keep=keep)
+            out = self.runner.rollout(batch, keep=keep)
             losses = self.graph.losses()
         if self.tally is None:
             self.tally = self.make_tally()

@@ -15,6 +15,7 @@ from ..graph import Graph
 from ..managers import GraphManager, attach
 from ..monitors.sinks import Sink
 from ..objectives import BatchKey
+from ..runtime import Plan as RuntimePlan
 from .adam import AdamOptions
 from .checks import check_function, check_number, check_seed, folder_of
 from .epochs import Epochs
@@ -55,6 +56,7 @@ def train_graph(
     schedule: str | None = "epoch",
     batch_size: int | None = None,
     progress: bool = True,
+    plan: RuntimePlan | None = None,
 ) -> History:
     """Train a graph for some epochs, validate it, and return what was found.
 
@@ -96,6 +98,8 @@ def train_graph(
         schedule: when the manager's schedulers step: ``"epoch"``, ``"step"`` (a batch), ``"metric"``, None.
         batch_size: of tables and Datasets, instead of their own; validation data that has batches keeps them.
         progress: show a bar.
+        plan: of this graph, with its manager attached: it runs what is learned from, the graph what is validated.
+            A resumed run needs one that was compiled with ``on_stale="recapture"``.
 
     Raises:
         ArgumentError: options that contradict each other, such as a global loss with a manager.
@@ -132,7 +136,7 @@ def train_graph(
     sinks += [Lines(WHOLE)] if log_every is not None else []
     sinks += [Gradients(grad_monitor)] if grad_monitor is not None else []
     folder = folder_of(WHERE, checkpoint)
-    plan = Plan(
+    course = Plan(
         WHERE, epochs, None if val_dataset is None else val_every, folder, every, log_every, schedule, progress, sinks,
         calls, {"log": "log_every"},
     )  # fmt: skip
@@ -155,12 +159,13 @@ def train_graph(
         )  # fmt: skip
     if seed is not None:
         seed_all(seed)
+    _check_plan(graph, plan)
     own = manager is None
     learner = _learner(graph, train, manager, loss_fn, adam, grad_clip)
     try:
-        subject = GraphSubject(graph, learner, metric_fn, val, val_loss_fn, val_metric_fn)
+        subject = GraphSubject(graph, learner, metric_fn, val, val_loss_fn, val_metric_fn, plan)
         subject.check_validation()
-        return fit(subject, Epochs(train, 1, WHERE), plan, resume)
+        return fit(subject, Epochs(train, 1, WHERE), course, resume)
     finally:
         if own and isinstance(learner, GraphManager):
             learner.detach()
@@ -169,6 +174,22 @@ def train_graph(
 def _size(data: Any, batch_size: int | None) -> int | None:
     """The batch size for data that has no batches yet."""
     return batch_size if isinstance(data, Dataset | Mapping | tuple) else None
+
+
+def _check_plan(graph: Graph, plan: Any) -> None:
+    """Refuse a plan of another graph, and one for which nothing could learn."""
+    if plan is None:
+        return
+    if not isinstance(plan, RuntimePlan) or plan.graph is not graph:
+        raise ArgumentError(
+            WHERE, "plan= is no plan of this graph", expected="what recording.compile(…) returned", got=repr(plan),
+            fix="with imprint.record(graph) as recording: …; plan=recording.compile(…)",
+        )  # fmt: skip
+    if graph.manager is None:
+        raise ArgumentError(
+            WHERE, "plan= of a graph without a manager, whose rollouts do not learn",
+            fix="imprint.managers.attach(graph, …) before it is recorded; or leave plan= out",
+        )  # fmt: skip
 
 
 def _check_monitor(graph: Graph, monitor: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 import imprint
+from imprint.runtime import codegen
 
-from common import parse, sequences
+from common import parse, sequences, train_and_test
 
 
 @pytest.fixture
@@ -101,3 +103,24 @@ def test_slices_forget_and_the_context_rests() -> None:
     second = graph.rollout(other)["slicer"]
     assert not torch.equal(first[:, 0], second[:, 0]) and torch.equal(first[:, 1:], second[:, 1:])
     assert graph["context"].state.input_drive["in"].shape[1] == 4
+
+
+@pytest.mark.parametrize("name", ["demo_slicer_encoder", "demo_predictive_coding"])
+@pytest.mark.usefixtures("small")
+def test_compiled_demos_learn_what_the_others_learn(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a plan: blocks are captured, and run call by call so that no compiler is needed; or it says why not."""
+    monkeypatch.setitem(codegen.generators, "inductor", codegen.call_by_call)
+    module, weights = importlib.import_module(name), []
+    for flags in ([], ["--compiled"]):
+        args = parse(["--epochs", "1", *flags], graph=True)
+        train, test = sequences(args)
+        few = imprint.SequenceDataset(train.x[:96], train.y[:96], num_classes=10, batch_size=32, seed=0)
+        graph = module.build(few)
+        train_and_test(graph, "local", (few, test), args)
+        weights.append(dict(graph.named_parameters()))
+    said = capsys.readouterr().out
+    assert ("own engine" in said and "ticks late" in said) == (name == "demo_predictive_coding")
+    for key, p in weights[0].items():
+        torch.testing.assert_close(weights[1][key], p, atol=2e-4, rtol=0)

@@ -12,6 +12,7 @@ import run_all
 from common import Result, describe
 
 QUICK = {  # what the quick form reaches on other seeds, less a few percent; chance is 10 %
+    "demo_compiled_plan": 0.80,
     "demo_micro_stepping": 0.70,
     "demo_multi_port": 0.85,
     "demo_multi_rate": 0.75,
@@ -31,10 +32,12 @@ QUICK = {  # what the quick form reaches on other seeds, less a few percent; cha
     "vit": 0.55,
 }
 BACKPROP = {  # of those that are slow to begin with
+    "demo_compiled_plan": 0.75,
     "demo_micro_stepping": 0.75, "demo_multi_port": 0.85, "demo_multi_rate": 0.65, "demo_predictive_coding": 0.85,
     "demo_slicer_encoder": 0.85, "etrace_eprop": 0.85, "etrace_recall": 0.88, "etrace_spoken": 0.90,
     "etrace_stream": 0.40, "two_worlds": 0.90, "vit": 0.80,
 }  # fmt: skip
+MORE = {"demo_compiled_plan": ["--codegen", "eager"]}  # captured ticks, and no compiler
 SAYS = {  # in which ranges lie the percentages that the quick form prints before its last line
     "etrace_eprop": [(10, 60)],
     "etrace_recall": [(0, 20), (0, 20)],
@@ -67,7 +70,7 @@ def run(name: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> Resul
 
 @pytest.mark.parametrize("name", run_all.examples())
 def test_the_quick_form_learns(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(name, ["--quick"], capsys)
+    result = run(name, ["--quick", *MORE.get(name, [])], capsys)
     assert QUICK[name] < result.accuracy <= 1
     assert result.backprop is not None and BACKPROP.get(name, 0.95) < result.backprop <= 1
 
