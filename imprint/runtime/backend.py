@@ -70,13 +70,16 @@ class Backend:
         graph: what runs; bound, and as it was when it was recorded.
         schedule: who is due when.
         options: what was asked for.
+
+    Attributes:
         rows: of the largest batch that was recorded.
     """
 
     name: ClassVar[str] = ""
 
-    def __init__(self, graph: Graph, schedule: Timetable, options: Options, rows: int = 1) -> None:
-        self.graph, self.schedule, self.options, self.rows = graph, schedule, options, rows
+    def __init__(self, graph: Graph, schedule: Timetable, options: Options) -> None:
+        self.graph, self.schedule, self.options = graph, schedule, options
+        self.rows = 1
 
     def rollout(self, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
         """What ``graph.rollout`` does, with the same numbers; ``graph.run`` is this rollout afterwards."""

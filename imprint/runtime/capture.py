@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -47,7 +49,9 @@ def capture(function: Callable[..., Any], fixed: Callable[[], Iterable[tuple[str
     tensors = [v for _, v in named.values()]
     with undone(tensors):
         try:
-            made = make_fx(function)(*tensors)
+            # what each call gives is noted as a fake tensor, and without a context in a mode of its own each time
+            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+                made = make_fx(function)(*tensors)
         except CaptureError:
             raise
         except Exception as error:  # it ran a moment ago: what fails is the capture

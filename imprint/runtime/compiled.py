@@ -44,8 +44,8 @@ class Compiled(Backend):
     BLOCK: ClassVar[int] = 16
     codegen: ClassVar[str] = "inductor"
 
-    def __init__(self, graph: Graph, schedule: Timetable, options: Options, rows: int = 1) -> None:
-        super().__init__(graph, schedule, options, rows)
+    def __init__(self, graph: Graph, schedule: Timetable, options: Options) -> None:
+        super().__init__(graph, schedule, options)
         self.programs: dict[Hashable, list[Blocks]] = {}
         self.fallen: str | None = None
         self.baked = Baked.of(graph)

@@ -129,8 +129,8 @@ class Recording(Observer):
                 "recording.compile", f"unknown backend {backend!r}", fix=did_you_mean(str(backend), registry)
             )
         schedule = self.schedule
-        rows = max(ran.rows for ran in self.rollouts)
-        made = registry[backend](self.graph, schedule, options, rows)
+        made = registry[backend](self.graph, schedule, options)
+        made.rows = max(ran.rows for ran in self.rollouts)
         plan = Plan(self.graph, self.rollouts[0].blueprint, schedule, made)
         plan.check()
         return plan

@@ -29,12 +29,12 @@ class CudaGraph(Compiled):
 
     codegen = "inductor"
 
-    def __init__(self, graph: Graph, schedule: Timetable, options: Options, rows: int = 1) -> None:
+    def __init__(self, graph: Graph, schedule: Timetable, options: Options) -> None:
         assert graph.known is not None
         device = torch.device(graph.known["device"])
         self.maker = Graphs("compile(backend='cuda_graph')", device, options.codegen, options.allow_emulation)
         self.graphs: dict[tuple[int, ...], Any] = {}
-        super().__init__(graph, schedule, options, rows)
+        super().__init__(graph, schedule, options)
 
     def generate(self, captured: Captured) -> Run:
         """What a graph records."""

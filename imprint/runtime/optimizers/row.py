@@ -14,7 +14,7 @@ from .maths import Maths, registry
 
 @dataclass(eq=False)
 class Row:
-    """Where a parameter's numbers stand: in the vectors of :class:`Steps`, and in its optimizer.
+    """Where a parameter's numbers stand: in the vectors of ``Steps``, and in its optimizer.
 
     Attributes:
         index: its place in the vectors.
