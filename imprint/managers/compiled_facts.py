@@ -13,6 +13,7 @@ from ..errors import CaptureError
 from ..monitors.metric import Metric
 from ..propagators import Propagator
 from ..runtime.optimizers import Steps
+from ..runtime.settings import settings_of
 
 if TYPE_CHECKING:
     from .manager import Manager
@@ -44,6 +45,7 @@ def facts_of(manager: Manager, modules: list[nn.Module]) -> Facts:
     buffers = [b for m in modules for b in m._buffers.values() if b is not None]
     return {
         "training modes": tuple([m.training for m in modules]),
+        "settings": settings_of(modules),
         "hooks": (bool(_has_any_global_hook()), *[id(m) for m in modules if hooked(m)]),
         "frozen units": tuple([(a.frozen, a.open, a.expected, a.unit.context_mode) for a in manager.units.values()]),
         "what wants gradient": tuple([p.requires_grad for p in params]),

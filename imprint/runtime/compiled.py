@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import CaptureError, CompileError, ShapeError, StateError
+from ..errors import ArgumentError, CaptureError, CompileError, ShapeError, StateError
 from ..graph import Graph, Result
 from ..graph.learning import Learning
 from ..graph.live import LiveGroup
@@ -27,6 +27,9 @@ from .learns import Learns
 from .legal import check_graph, check_taps
 from .passages import Passages
 from .timetable import Timetable
+
+MOST = 16
+"""Shapes of batches for which captures are kept."""
 
 
 class Compiled(Backend):
@@ -66,6 +69,18 @@ class Compiled(Backend):
         return self.graph.rollout(batch, reset, keep)
 
     def _rollout(self, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
+        assert self.graph.known is not None
+        if torch.is_autocast_enabled(torch.device(self.graph.known["device"]).type):
+            raise CaptureError(
+                "plan.rollout", "captured blocks know nothing of autocast", fix="leave it, or backend='eager'"
+            )
+        graded = torch.is_grad_enabled()
+        # tensors that are made in inference mode could never be written again outside of it
+        with torch.inference_mode(False), torch.set_grad_enabled(graded):
+            return self._fitted(batch, reset, keep)
+
+    def _fitted(self, batch: Mapping[str, Any], reset: bool, keep: str) -> Result:
+        """By its number of rows."""
         graph, rows = self.graph, rows_of(self.graph, batch)
         if rows in (None, self.rows) or self.options.on_shape == "recapture":
             return graph.run_by(self, batch, reset, keep)
@@ -75,6 +90,11 @@ class Compiled(Backend):
                 fix="on_shape='recapture', or on_shape='pad' for fewer rows; a DataLoader(drop_last=True)",
             )  # fmt: skip
         assert rows is not None
+        if not reset and graph.run is not None:
+            raise ArgumentError(
+                "plan.rollout", "rows that fill a batch up have no past to go on from", got=f"{rows} rows, reset=False",
+                fix=f"batches of {self.rows} rows, or on_shape='recapture'",
+            )  # fmt: skip
         more = filled_up(graph, batch, rows, self.rows)
         made = graph.run_by(self, more, reset, keep, self.rows - rows)
         run, dues, _ = graph.rolled
@@ -123,6 +143,10 @@ class Compiled(Backend):
         for program in some:
             if program.takes(run):
                 return program
+        if len(self._all()) >= MOST:
+            oldest = next(iter(self.programs))
+            self.programs.pop(oldest)
+            some = self.programs.setdefault((kind, _shapes(run)), [])
         some.append(make())
         self.baked = Baked.of(self.graph)  # groups may have been formed just now
         return some[-1]

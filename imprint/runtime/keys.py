@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import torch
+
 from ..graph.learning import Learning
 from ..graph.rollout import Rollout
 from ..graph.schedule import Schedule
@@ -49,6 +51,7 @@ def learns_at(learning: Learning, t: int) -> TickFacts:
 def mode_of(run: Rollout, learning: Learning | None, masked: bool) -> Hashable:
     """What holds for a whole rollout."""
     flags: list[Any] = [tuple(run.kept), masked, tuple(m.training for m in run.graph.modules()), run.rows, run.dtype]
+    flags += [torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()]
     for group in learning.groups if learning is not None else ():
         agenda, prop = group.agenda, group.prop
         terms = [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_with_path
 
+from ..errors import CaptureError
 from ..graph import Graph
 from ..graph.rollout import Rollout
 from .blockrun import state_name
@@ -49,17 +50,23 @@ class Passages(Blocks):
 
     def roll(self, run: Rollout) -> None:
         """All ticks, as one chunk that is not ended: what is kept is in the ports' signals."""
+        asks = [name for name, x in run.sources.items() if x.requires_grad]
+        if asks and torch.is_grad_enabled():
+            raise CaptureError(
+                f"source {asks[0]!r}", "its input wants a gradient, and captured blocks have one for weights alone",
+                fix="x.detach(), or backend='eager'",
+            )  # fmt: skip
         params = [p for p in self.params.values() if p.requires_grad]
         graded = torch.is_grad_enabled() and bool(params)
-        way = Way(self, run, graded)
         made: dict[str, Tensor]
+        self._functions(run, graded)
+        way = Way(self, run, graded)
         if graded:
-            self._functions(run, True)
             stacks = Passed.apply(way, *self.params.values())
             made = dict(zip(way.names, stacks, strict=True))
         else:
-            self._functions(run, False)
             made = way.forth()
+        self.give(run)
         run.start, run.stop = run.offset, run.offset + run.ticks
         for name, _, due in shown(run):
             if name in run.kept:

@@ -40,13 +40,14 @@ class Store:
 @contextmanager
 def undone(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Whatever the block writes to these tensors, and draws of random numbers, is taken back."""
-    kept, drawn = [(v, v.detach().clone()) for v in tensors], random_state()
+    kept, drawn = [(v, v.detach().clone(), v._version) for v in tensors], random_state()
     try:
         yield
     finally:
         with torch.no_grad():
-            for v, before in kept:
-                v.copy_(before)
+            for v, before, version in kept:
+                if v._version != version:  # what was only read may be part of somebody's graph
+                    v.copy_(before)
         set_random_state(drawn)
 
 
