@@ -166,6 +166,8 @@ class Compiled(Backend):
             return captured
         some = [passes.clean, passes.reuse_rows, passes.rows_at_once]
         some += [passes.one_left] * self.options.fuse_projections + [passes.port_sums] * self.options.fuse_port_sums
+        if any(v.is_cuda for v in captured.tensors):  # on a CPU copying weights together costs more than it saves
+            some.append(passes.stacked)
         for each in [*some, passes.clean]:
             captured.said += each(captured.module)
         return captured

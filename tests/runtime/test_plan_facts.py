@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from imprint import Graph, Module, Source, Targets, protos
 from imprint.errors import ArgumentError, CaptureError, StateError
 from imprint.managers import attach
+from imprint.rules import Local
+from imprint.runtime import passages
 from imprint.runtime.way import Way
 
 from references.graph_small import batch
@@ -89,16 +92,22 @@ def test_a_mask_that_comes_later_is_noticed() -> None:
     assert any("mask" in why for why in both.plan.stale())
 
 
-def test_plain_rollouts_are_let_go_of() -> None:
+def test_plain_rollouts_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes out of a rollout holds its blocks' states; nothing holds what comes out."""
+    ways: weakref.WeakSet[Way] = weakref.WeakSet()
+
+    def way(*args: Any) -> Way:
+        made = Way(*args)
+        ways.add(made)
+        return made
+
+    monkeypatch.setattr(passages, "Way", way)
     both = pair(manager=False)
-    alive = []
     for _ in range(4):
         both.plan.rollout(batch())
         both.plan.loss().backward()
         gc.collect()
-        alive.append(sum(isinstance(v, Way) for v in gc.get_objects()))
-    assert alive[-1] == alive[0] > 0
+        assert len(ways) == 1
 
 
 def test_capturing_between_a_loss_and_its_gradient_changes_neither() -> None:
@@ -160,3 +169,44 @@ def test_filling_up_is_refused_where_rows_may_see_each_other() -> None:
     both.plan.rollout(batch())
     with pytest.raises(ArgumentError, match="no past to go on from"):
         both.plan.rollout(few, reset=False)
+
+
+def test_targets_that_come_late_are_refused() -> None:
+    """What waits for them would wait between blocks."""
+    graph, src = Graph(), Source("x")
+    enc, head = Module("enc", protos.GRUStack(hidden=3)), Module("head", protos.MLP([3, 3]))
+    graph.connect(src["out"], enc["in"])
+    graph.connect(enc["out"], head["in"])
+    head.objectives.mse(target=Targets.port_output(enc, "out", shift=1))
+    graph.bind(batch())
+    attach(graph, Local(None), update="tick")
+    graph.manager.bind(batch())
+    plan = compiled(graph, batch())
+    before = [p.detach().clone() for p in graph.parameters()]
+    with pytest.raises(CaptureError, match="group 'head': its target comes 1 ticks late"):
+        plan.rollout(batch())
+    assert all(torch.equal(p, q) for p, q in zip(before, graph.parameters(), strict=True))
+
+
+def test_a_number_in_a_closure_is_baked_in() -> None:
+    """Nobody can see it; a tensor is read at every tick."""
+    plans, numbers = [], {"plain": 1.0, "tensor": torch.ones(())}
+    for kind in numbers:
+        graph, src, head = Graph(), Source("x"), Module("head", protos.MLP([2, 2]))
+        torch.manual_seed(0)
+        graph.connect(src["out"], head["in"])
+        head.objectives.add(lambda view, kind=kind: view.h.square().mean() * numbers[kind])
+        graph.bind(batch())
+        attach(graph, Local(None), update="tick", optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+        graph.manager.bind(batch())
+        plans.append(compiled(graph, batch()))
+        plans[-1].rollout(batch())
+    before = [float(plan.loss()) for plan in plans]
+    numbers["plain"] = 3.0
+    numbers["tensor"].fill_(3.0)
+    for plan in plans:
+        plan.rollout(batch())
+    assert [float(plan.loss()) / was for plan, was in zip(plans, before, strict=True)] == pytest.approx([1.0, 3.0])
+    plans[0].refresh()
+    plans[0].rollout(batch())
+    assert float(plans[0].loss()) / before[0] == pytest.approx(3.0)
