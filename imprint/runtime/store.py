@@ -46,7 +46,8 @@ def undone(tensors: Iterable[Tensor]) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for v, before, version in kept:
-                if v._version != version:  # what was only read may be part of somebody's graph
+                # weights that were only read may be part of somebody's graph; BatchNorm writes without counting
+                if v._version != version or not v.requires_grad:
                     v.copy_(before)
         set_random_state(drawn)
 
