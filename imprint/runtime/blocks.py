@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_with_path
 
+from ..errors import ArgumentError
 from ..graph import Graph
 from ..graph.rollout import Rollout, both
 from .blockrun import batch_name, state_leaves, state_name
@@ -72,7 +73,7 @@ class Blocks:
 
     def block_end(self, start: int) -> int:
         """Where the block that begins at `start` ends, if the rollout does not end before."""
-        raise NotImplementedError
+        raise ArgumentError(type(self).__name__, "it has no blocks", fix="write block_end(self, start)")
 
     def chunks(self, run: Rollout) -> Iterator[tuple[int, list[int]]]:
         """First ticks of what the slots hold at once, and the ends of the blocks within."""
