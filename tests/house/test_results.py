@@ -55,6 +55,19 @@ def test_the_cost_of_the_engine_is_that_recorded(root: Path) -> None:
     assert rows["forward, graph"]["ratio"] <= 1.15 and rows["training, graph"]["ratio"] <= 1.15
 
 
+def test_the_cost_of_captured_ticks_is_that_recorded(root: Path) -> None:
+    rows = {f"{row['case']}, {row['way']}": row for row in recorded(root, "runtime")}
+    shown = table(root, "runtime.json")
+    assert set(rows) == set(shown)
+    for case, row in rows.items():
+        asked = "" if row["asked"] is None else str(row["asked"])
+        assert shown[case] == [f"{row['us']:.0f}", f"{row['ratio']:.2f}", asked]
+    for case, most in (("gru128", 0.4), ("update8", 0.22), ("six", 0.3)):
+        assert rows[f"{case}, inductor"]["ratio"] <= most
+    for case in ("gru128", "six"):
+        assert rows[f"{case}, inductor"]["us"] <= rows[f"{case}, nn.GRU through time, fused Adam"]["us"]
+
+
 @pytest.mark.parametrize("name", ["etrace_fsdd", "etrace_japanesevowels"])
 def test_accuracies_of_traces_are_those_recorded(root: Path, name: str) -> None:
     rows, shown = recorded(root, name), table(root, f"{name}.json")
