@@ -12,6 +12,8 @@ from ..graph import Graph
 from ..graph.learning import Tally
 from .settings import settings_of
 
+GROUPS = "the groups of its manager"
+
 
 @dataclass(frozen=True)
 class Baked:
@@ -37,7 +39,8 @@ class Baked:
                 tuple([tuple(vars(p).values()) for p in module.objectives.params]),
             )
         learning = graph.learning
-        facts["the groups of its manager"] = None if learning is None else id(learning)
+        if learning is not None:
+            facts[GROUPS] = id(learning)
         for group in learning.groups if learning is not None else []:
             prop, name = group.prop, group.prop.name
             facts[f"the weights of group {name!r}"] = tuple([_place(p) for p in prop.params.values()])
@@ -49,8 +52,13 @@ class Baked:
         return cls(facts)
 
     def differences(self, now: Baked) -> list[str]:
-        """What is another way in `now`, in words; of many weights only how many."""
+        """What is another way in `now`, in words; of many weights only how many.
+
+        Groups that were formed since are no change: nothing was captured of them.
+        """
         names = [name for name in {**self.facts, **now.facts} if self.facts.get(name) != now.facts.get(name)]
+        if GROUPS not in self.facts:
+            names = [name for name in names if name in self.facts or "group" not in name.split("'")[0]]
         weights = [name for name in names if name.startswith("weight ")]
         if len(weights) > 3:
             return [f"{len(weights)} weights are other tensors", *(n for n in names if n not in weights)]

@@ -210,3 +210,17 @@ def test_a_number_in_a_closure_is_baked_in() -> None:
     plans[0].refresh()
     plans[0].rollout(batch())
     assert float(plans[0].loss()) / before[0] == pytest.approx(3.0)
+
+
+def test_groups_that_are_formed_after_compiling_are_no_change() -> None:
+    """A manager forms them at its first rollout that learns, or when it is bound."""
+    graph = small()
+    attach(graph, "local_ce", update="tick")
+    plan = compiled(graph, batch())
+    graph.manager.bind(batch())
+    assert plan.stale() == []
+    before = [p.detach().clone() for p in graph.parameters()]
+    plan.rollout(batch())
+    assert plan.stale() == []
+    plan.rollout(batch())
+    assert not any(torch.equal(p, q) for p, q in zip(before, graph.parameters(), strict=True))
