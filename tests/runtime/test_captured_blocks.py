@@ -52,7 +52,7 @@ def paces() -> tuple[Graph, dict[str, Any]]:
         graph.connect(src["out"], module["in"])
         graph.connect(module["out"], head["in"])
     head.objectives.ce(target=Targets.batch_key("y"), num_classes=2)
-    batch = {"x": torch.randn(2, 64, 2), "y": torch.tensor([0, 1])}
+    batch = {"x": torch.randn(2, 100, 2), "y": torch.tensor([0, 1])}
     graph.bind(batch)
     attach(graph, Local(None), update="tick", optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     graph.manager.bind(batch)
@@ -118,7 +118,7 @@ def test_a_block_a_due_set_and_no_recompile(monkeypatch: pytest.MonkeyPatch) -> 
     torch._dynamo.reset()
     counters.clear()
     plan, blocks = captured(graph, batch, codegen="inductor")
-    due = {plan.schedule.at(t) for t in range(64)}
+    due = {plan.schedule.at(t) for t in range(100)}
     assert len(blocks) == len(due) >= 20
     assert counters["stats"]["unique_graphs"] == len(due)
     other.rollout(batch)
