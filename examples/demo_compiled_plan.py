@@ -3,7 +3,7 @@
 One rollout is recorded and compiled; then the same weights learn twice from the same batches, on the graph's own engine
 and by the plan, and a table says how fast each was and how far apart they ended. ``--codegen eager`` needs no compiler.
 
-Prints the table, then, with ``--quick`` on the digits: ``demo_compiled_plan  digits  91.94%  87.78%`` and the seconds.
+Prints the table, then, on the digits: ``demo_compiled_plan  digits  91.94%  87.78%`` and the seconds.
 """
 
 from __future__ import annotations
