@@ -39,15 +39,17 @@ class Store:
 
 @contextmanager
 def undone(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Whatever the block writes to these tensors, and draws of random numbers, is taken back."""
-    kept, drawn = [(v, v.detach().clone(), v._version) for v in tensors], random_state()
+    """Whatever the block writes to these tensors, and draws of random numbers, is taken back.
+
+    What was only read is not written either: it may be part of somebody's graph, or watched for changes.
+    """
+    kept, drawn = [(v, v.detach().clone()) for v in tensors], random_state()
     try:
         yield
     finally:
         with torch.no_grad():
-            for v, before, version in kept:
-                # weights that were only read may be part of somebody's graph; BatchNorm writes without counting
-                if v._version != version or not v.requires_grad:
+            for v, before in kept:
+                if not torch.equal(v, before):  # versions do not tell: BatchNorm writes without counting
                     v.copy_(before)
         set_random_state(drawn)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from imprint import Graph, Module, Source, Targets, protos
+from imprint import Auto, Graph, Module, Source, Targets, protos
 from imprint.errors import ArgumentError, CaptureError, StateError
 from imprint.managers import attach
 from imprint.rules import Local
@@ -224,3 +224,20 @@ def test_groups_that_are_formed_after_compiling_are_no_change() -> None:
     assert plan.stale() == []
     plan.rollout(batch())
     assert not any(torch.equal(p, q) for p, q in zip(before, graph.parameters(), strict=True))
+
+
+def test_blocks_captured_later_change_nothing() -> None:
+    """The weights of classes are tensors that blocks only read: capturing more blocks leaves them alone."""
+    source, head = Source("x"), Module("head", protos.MLP([Auto, 3]))
+    graph = Graph()
+    graph.connect(source["out"], head["in"])
+    weights = torch.tensor([0.5, 1.0, 1.5])
+    head.objectives.ce(target=Targets.batch_key("y"), num_classes=3, class_weight=weights)
+    graph.bind(batch())
+    attach(graph, "local_ce", update="tick")
+    plan = compiled(graph, batch(), on_stale="error")
+    for ticks in (5, 7, 9):
+        plan.rollout(batch(ticks=ticks))
+    assert plan.stale() == []
+    weights[0] = 2.0
+    assert plan.stale() != []
