@@ -18,7 +18,7 @@ from imprint.errors import DataError
 
 from common import Result, describe, parser, row
 
-HERE = Path(__file__).resolve().parent
+HERE, SHARED = Path(__file__).resolve().parent, ("common", "run_all", "settling")
 # what a process runs: the example's main(), whose result goes into a file, apart from all it prints
 CHILD = """
 import dataclasses, importlib, json, pathlib, sys
@@ -31,7 +31,7 @@ pathlib.Path(answer).write_text(json.dumps(dataclasses.asdict(result)))
 
 def examples(folder: Path = HERE) -> list[str]:
     """The names of all examples."""
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("common", "run_all"))
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in SHARED)
 
 
 def run(name: str, argv: list[str], folder: Path = HERE) -> tuple[Result | None, str]:

@@ -18,6 +18,7 @@ QUICK = {  # what the quick form reaches on other seeds, less a few percent; cha
     "demo_multi_rate": 0.75,
     "demo_predictive_coding": 0.85,
     "demo_slicer_encoder": 0.80,
+    "equilibrium_propagation": 0.90,
     "etrace_eprop": 0.75,
     "etrace_recall": 0.88,
     "etrace_spoken": 0.90,
@@ -27,6 +28,7 @@ QUICK = {  # what the quick form reaches on other seeds, less a few percent; cha
     "forward_forward": 0.90,
     "loop_back": 0.92,
     "nearest_context": 0.92,
+    "predictive_coding": 0.90,
     "resnet": 0.80,
     "two_worlds": 0.90,
     "vit": 0.55,
@@ -34,8 +36,8 @@ QUICK = {  # what the quick form reaches on other seeds, less a few percent; cha
 BACKPROP = {  # of those that are slow to begin with
     "demo_compiled_plan": 0.75,
     "demo_micro_stepping": 0.75, "demo_multi_port": 0.85, "demo_multi_rate": 0.65, "demo_predictive_coding": 0.85,
-    "demo_slicer_encoder": 0.85, "etrace_eprop": 0.85, "etrace_recall": 0.88, "etrace_spoken": 0.90,
-    "etrace_stream": 0.40, "two_worlds": 0.90, "vit": 0.80,
+    "demo_slicer_encoder": 0.85, "equilibrium_propagation": 0.90, "etrace_eprop": 0.85, "etrace_recall": 0.88,
+    "etrace_spoken": 0.90, "etrace_stream": 0.40, "predictive_coding": 0.87, "two_worlds": 0.90, "vit": 0.80,
 }  # fmt: skip
 MORE = {"demo_compiled_plan": ["--codegen", "eager"]}  # captured ticks, and no compiler
 SAYS = {  # in which ranges lie the percentages that the quick form prints before its last line
