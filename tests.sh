@@ -19,6 +19,6 @@ if [ $# -eq 0 ]; then
     step "types" python -m mypy
     step "imports between rooms" lint-imports --no-logo
 fi
-together=()  # everything takes long: files side by side, on as many cores as there are
-[ $# -gt 0 ] || together=(-n auto --dist loadfile)
+together=()  # everything takes long: side by side, on as many cores as there are
+[ $# -gt 0 ] || together=(-n auto --dist worksteal)
 step "tests" python -m pytest "${together[@]}" "$@"

@@ -159,8 +159,9 @@ class _Audit:
             note = "it did not learn"
         elif agent is not None and agent.open:
             note = "it learns from the task loss" + " across boundaries (allow_cross)" * agent.rule.allow_cross
-        elif agent is not None and agent.rule.allow_cross and leaks:
-            leaks, note = (), f"{'; '.join(map(str, leaks))} (allow_cross)"
+        elif agent is not None and agent.rule.allow_cross:
+            note = f"{'; '.join(map(str, leaks)) or 'it learns from the error of the output'} (allow_cross)"
+            leaks = ()
         return Boundary(name, "-" if agent is None else agent.rule.name, tuple(own.values()), reached, leaks, note)
 
 

@@ -33,6 +33,8 @@ class Phase:
         self.agents: list[LayerAgent] = []
         self.leaves: list[tuple[LayerAgent, Tensor]] = []
         self.handed: list[tuple[LayerAgent, str, Tensor, int]] = []
+        self.waiting: list[tuple[LayerAgent, Call]] = []
+        self.keeps = False
         self.scores: dict[str, Tensor] = {}
         self.learns = False
 
@@ -75,7 +77,8 @@ class Phase:
             raise StateError(where, "the model was detached from this manager", fix="attach it anew")
 
     def forget(self) -> None:
-        """Drop what units remember of a context pass."""
+        """Drop what units remember of a context pass, and what waits for the end of a forward."""
+        self.waiting = []
         for agent in self.agents:
             agent.stash = []
 
@@ -86,6 +89,7 @@ class LayerAgent:
     Attributes:
         open: it has no boundary and learns from the task loss.
         frozen: it runs and does not learn.
+        waits: it does not learn until it is its turn.
         speaks: its objective is made, so it may have scores for the classes.
         expected: calls in one forward pass, counted at bind; 0 before.
         input_changes, output_changes: somebody writes into what it gets, or into what it hands on.
@@ -94,6 +98,7 @@ class LayerAgent:
     def __init__(self, phase: Phase, unit: LayerUnit, prop: Propagator, rule: Rule, followers: list[Follower]) -> None:
         self.phase, self.unit, self.prop, self.rule, self.followers = phase, unit, prop, rule, followers
         self.open, self.frozen, self.speaks = not rule.local, not rule.learns, False
+        self.waits = False
         self.calls = self.expected = 0
         self.stash: list[Remembered] = []
         self.seen: tuple[tuple[int, ...], ...] = ()
@@ -104,14 +109,14 @@ class LayerAgent:
     def learns(self) -> bool:
         """Is there anything in it to learn: a rule that does, and a weight that wants gradient and is not excluded?"""
         own = [p for k, p in self.unit.parameters().items() if not k.startswith(OBJECTIVE)]
-        return self.rule.learns and any(p.requires_grad for p in own)
+        still = not self.rule.trains_weights and not self.open
+        return self.rule.learns and (still or any(p.requires_grad for p in own))
 
     @property
     def learns_alone(self) -> bool:
         """Does it learn from a batch without targets?"""
         objective = self.unit.objective
-        hears = self.open or objective.needs_labels or objective.needs_context
-        return self.learns and not (self.frozen or hears)
+        return self.learns and not (self.frozen or self.open or objective.needs_labels)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the unit; everything that enters and leaves it is detached, unless it is open."""
@@ -167,19 +172,22 @@ class LayerAgent:
 
     def _context(self, call: Call) -> Tree:
         objective = self.unit.objective
-        if not self.speaks or (self.frozen and self.phase.learns) or not objective.needs_context:
+        rests = (self.frozen or self.waits) and self.phase.learns
+        if not self.speaks or rests or not objective.needs_context:
             with torch.no_grad():
                 return self.unit.call(self.prop.params, call)
         if self.phase.learns and not objective.uses_data:
             self._count()
+            if self.phase.keeps and self.input_changes:
+                call = Call(_copy(call.args), _copy(call.kwargs))
             (_, out), _ = self.prop.tick((), Call((), {}, Remembered(call)), self.phase.target)
             self._step_after_last_call()
-            return out
+            return _copy(out) if self.output_changes and self.phase.keeps else out
         kept = Call(_copy(call.args), _copy(call.kwargs)) if self.input_changes else call
         graph = self.phase.learns and self.unit.context_mode == "kept"
         with torch.set_grad_enabled(graph):
             out = self.unit.call(self.prop.params, call)
-        if not self.phase.learns:
+        if not self.phase.learns or self.unit.context_mode == "held":
             self.stash.append(Remembered(kept, _copy(out)))
             return out
         shared = [] if self.input_changes else [*call.args, *call.kwargs.values()]
@@ -192,14 +200,39 @@ class LayerAgent:
         if self.open:
             return self.unit.call(self.prop.params, call)
         objective, target = self.unit.objective, self.phase.target
+        if objective.fits and self.speaks:
+            return self._fit(call)
         if not self._learns_now() or not objective.uses_data:
             return self._off(call)
         self._count()
+        if self.input_changes and (self.phase.keeps or objective.needs_error):
+            call = Call(_copy(call.args), _copy(call.kwargs))
         if objective.needs_context:
             call = Call(call.args, call.kwargs, self._recall())
+        if objective.needs_error:
+            return self._wait(call)
         (out, _), _ = self.prop.tick((), call, target)
         self._step_after_last_call()
+        return _copy(out) if self.output_changes and self.phase.keeps else out
+
+    @torch.no_grad()
+    def _fit(self, call: Call) -> Tree:
+        """Run, and let the objective take in what came out."""
+        target = self.phase.target or Target()
+        out = self.unit.call(self.prop.params, call)
+        if not self.frozen and not self.waits and (target.y is not None or not self.unit.objective.needs_labels):
+            loss = self.unit.objective.fit(self.unit.view((out, None), call, target))
+            self.prop.check(loss)
+            for probe in self.prop.probes:
+                probe.learned(self.prop, call, (out, None), target, loss)
         return out
+
+    def _wait(self, call: Call) -> Tree:
+        """Run with a graph that waits for the error of the model's output."""
+        with torch.enable_grad():
+            ran = self.unit.forward(self.prop.params, call)
+        self.phase.waiting.append((self, Call(call.args, call.kwargs, call.context, ran)))
+        return _copy(detach(ran[0])) if self.output_changes else detach(ran[0])
 
     def _backward(self, call: Call) -> Tree:
         raise StateError(
@@ -208,9 +241,9 @@ class LayerAgent:
         )  # fmt: skip
 
     def _learns_now(self) -> bool:
-        wants = self.unit.objective.needs_labels or self.unit.objective.needs_context
         has = self.phase.target is not None and self.phase.target.y is not None
-        return bool(self.prop.optimizers) and not self.frozen and (has or not wants)
+        rests = self.frozen or self.waits
+        return bool(self.prop.optimizers) and not rests and (has or not self.unit.objective.needs_labels)
 
     def _count(self) -> None:
         if self.expected and self.calls >= self.expected:

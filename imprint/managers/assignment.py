@@ -50,6 +50,26 @@ def assign(
     return [Assigned(group, kept[group[0]]) for group in tree.grouped(kept, listed)]
 
 
+def in_blocks(units: list[Assigned], size: int) -> list[Assigned]:
+    """Up to `size` neighbours of one rule and one parent as one unit.
+
+    >>> rule = resolve("local_ce")
+    >>> units = [Assigned((f"blocks.{i}",), rule) for i in range(3)] + [Assigned(("head",), rule)]
+    >>> [unit.paths for unit in in_blocks(units, 2)]
+    [('blocks.0', 'blocks.1'), ('blocks.2',), ('head',)]
+    """
+    blocks: list[list[Assigned]] = []
+    for unit in units:
+        last = blocks[-1] if blocks else []
+        fits = 0 < len(last) < size and last[0].rule == unit.rule and _parent(last[0]) == _parent(unit)
+        blocks[-1].append(unit) if fits else blocks.append([unit])
+    return [Assigned(tuple(path for unit in block for path in unit.paths), block[0].rule) for block in blocks]
+
+
+def _parent(unit: Assigned) -> str:
+    return unit.paths[0].rpartition(".")[0]
+
+
 def options_of(rule: Assignment) -> set[str]:
     """Names of the options that the rule, or one rule of a dict, has."""
     if isinstance(rule, Mapping):

@@ -19,11 +19,12 @@ from ..propagators.layer import LayerUnit
 from ..protos.auto import Auto
 from ..rules import resolve
 from .agent import LayerAgent, Phase
-from .assignment import Assignment, Layers, assign, options_of
+from .assignment import Assignment, Layers, assign, in_blocks, options_of
 from .attach_graph import attach_graph
 from .context import context_pass
 from .coverage import check_disjoint
 from .intercept import AGENT, Attached, Follower, detach, intercept
+from .learning_pass import UPDATES
 from .manager import Manager
 from .options import OptimizerBuilder, Options
 from .schedules import SchedulerBuilder
@@ -37,6 +38,7 @@ def attach(
     *,
     credit: Credit | None = None,
     update: Any = Auto,
+    block_size: int = 1,
     num_classes: int | None = None,
     labels: Labels | None = None,
     layers: Layers = None,
@@ -68,7 +70,11 @@ def attach(
             models and ``"local"`` for graphs by default.
         credit: of a graph: ``Instant()``, ``ETrace()``, ``Window(k)`` or ``Unrolled()``; by default the rule's:
             ``Instant()``, and ``Unrolled()`` for ``"backprop"``.
-        update: of a graph: ``"tick"``, a number of ticks, ``"rollout"``; Auto is the credit's own.
+        update: of a graph: ``"tick"``, a number of ticks, ``"rollout"``; Auto is the credit's own. Of a model, with
+            equal numbers: ``"immediate"`` steps each unit in the forward, which takes the least memory (Auto);
+            ``"deferred"`` finds gradients in the forward and steps all units after it; ``"summed"`` differentiates the
+            sum of all losses in one backward pass after it.
+        block_size: that many neighbouring layers of one rule, under one parent, are one unit with one local loss.
         num_classes: of the labels; None reads it off the model's output, or means regression for floating targets.
         labels: the same with class weights, ``ignore_index`` and label smoothing.
         layers: a regex (matched in full; the outermost match wins), a list of paths, ``f(path, module) -> bool``; None
@@ -104,7 +110,7 @@ def attach(
         given = {
             "labels": labels, "layers": layers, "exclude": exclude or None, "signal": signal, "context_at": context_at,
             "task_loss": task_loss, "example": example, "accumulate": None if accumulate == 1 else accumulate,
-            "strict": None if strict else strict,
+            "strict": None if strict else strict, "block_size": None if block_size == 1 else block_size,
         }  # fmt: skip
         _refuse("attach to a graph", given, "they are for layers of a model")
         made_rule = resolve(rule or "local", **options)  # type: ignore[arg-type]
@@ -116,9 +122,10 @@ def attach(
         )  # fmt: skip
     rule = "sigprop" if rule is None else rule
     _check_model(model)
-    _refuse("attach to layers", {"credit": credit, "update": None if update is Auto else update}, "they are for graphs")
+    _refuse("attach to layers", {"credit": credit}, "they are for graphs")
+    _check_update(update)
     _check_options(rule, options)
-    _check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes)
+    _check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes, block_size=block_size)
     _check_builders(optimizer=optimizer, scheduler=scheduler, task_loss=task_loss)
     if signal is not None and not isinstance(signal, nn.Module):
         example_signal = "signal=nn.Linear(num_classes, numel of the input)"
@@ -136,7 +143,7 @@ def attach(
         meaning = replace(meaning, num_classes=num_classes)
     metrics = make_metrics(monitors)
     left_out = excluded(model, exclude)
-    assigned = assign(model, rule, layers, left_out, **options)
+    assigned = in_blocks(assign(model, rule, layers, left_out, **options), block_size)
     for each in assigned:
         if "layers" not in each.rule.worlds:
             fix = "build an imprint.Graph, or choose another rule"
@@ -147,15 +154,18 @@ def attach(
     followers: dict[int, Follower] = {}
     for each in assigned:
         chain = [(path, modules[path]) for path in each.paths]
-        unit = LayerUnit(each.paths[0], chain, each.rule.objective() or Objective(), each.rule.entry())
-        unit.left_out = left_out
+        objective = each.rule.objective() or Objective()
+        unit = LayerUnit(each.paths[0], chain, objective, each.rule.entry(), each.rule.operations())
+        unit.left_out, unit.still = left_out, not each.rule.trains_weights
         prop = Propagator(unit, each.paths[0], credit=each.rule.credit())
         passing = [followers.setdefault(id(m), Follower()) for _, m in chain[1:]]
         phase.agents.append(LayerAgent(phase, unit, prop, each.rule, passing))
     check_disjoint(model, phase.agents)
     made = Options(
-        meaning, optimizer, scheduler, grad_clip, left_out, task_loss, strict, accumulate, signal, context_at
+        meaning, optimizer, scheduler, grad_clip, left_out, task_loss, strict, accumulate, signal, context_at,
+        "immediate" if update is Auto else update,
     )  # fmt: skip
+    phase.keeps = made.update == "summed"
     manager = Manager(model, phase, made, context, metrics)
     try:
         for agent in phase.agents:
@@ -250,8 +260,16 @@ def _check_options(rule: Assignment, options: dict[str, Any]) -> None:
             )
 
 
-def _check_numbers(accumulate: Any, grad_clip: Any, num_classes: Any) -> None:
-    for name, value in (("accumulate", accumulate), ("num_classes", num_classes)):
+def _check_update(update: Any) -> None:
+    if update is not Auto and update not in UPDATES:
+        raise ArgumentError(
+            "attach", "unknown update=, for a model", expected=" | ".join(map(repr, UPDATES)), got=repr(update),
+            fix="leave it out; ticks and rollouts are those of a graph",
+        )  # fmt: skip
+
+
+def _check_numbers(accumulate: Any, grad_clip: Any, num_classes: Any, block_size: Any = 1) -> None:
+    for name, value in (("accumulate", accumulate), ("num_classes", num_classes), ("block_size", block_size)):
         if value is not None and (isinstance(value, bool) or not (isinstance(value, int) and value >= 1)):
             raise ArgumentError("attach", f"{name}= must be a whole number from 1", got=repr(value), fix=f"{name}=10")
     number = isinstance(grad_clip, int | float) and not isinstance(grad_clip, bool)

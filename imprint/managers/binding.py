@@ -52,14 +52,18 @@ def build(manager: Manager, record: dict[str, Any]) -> None:
     params = dict(manager.model.named_parameters())
     anchor = next(iter(params.values()))
     take_sizes(manager, record)
+    depths = {name: i / max(1, len(manager.units) - 1) for i, name in enumerate(manager.units)}
     for name, agent in manager.units.items():
         saved = record["specs"][name]
         own = agent.unit.weights()[0]
         if name == record["opened"]:
-            agent.open = True
+            agent.open, agent.unit.still = True, False
         if agent.learns and not agent.open:
             kind = (own.dtype, own.device)
-            spec = Spec(saved["shape"], saved["batch_dim"], *kind, record["target"], saved["channels_last"])
+            spec = Spec(
+                saved["shape"], saved["batch_dim"], *kind, record["target"], saved["channels_last"],
+                tuple(record["input"]), tuple(record["output"]), depths[name],
+            )  # fmt: skip
             try:
                 agent.unit.objective.bind(spec, labels)
             except ImprintError as error:
@@ -67,14 +71,14 @@ def build(manager: Manager, record: dict[str, Any]) -> None:
                 raise
             agent.speaks = True
     if manager.context is not None:
-        manager.context.build(record["context"], labels, anchor.device)
+        manager.context.build(record["context"], labels, anchor.device, record["rows"])
     for name, agent in manager.units.items():
         if agent.learns:
-            manager.schedulers[name] = options.equip(agent.prop, agent.unit.parameters(), agent.rule)
+            manager.schedulers[name] = options.equip(agent.prop, agent.unit.parameters(), agent.rule, agent.open)
         else:
             agent.frozen, agent.prop.params = True, agent.unit.parameters()
     rule = next((a.rule for a in manager.units.values() if a.rule.learns), Backprop())
-    manager.schedulers["task"] = options.equip(manager.task, {n: params[n] for n in record["task"]}, rule)
+    manager.schedulers["task"] = options.equip(manager.task, {n: params[n] for n in record["task"]}, rule, True)
     if manager.context is not None and manager.context.learned:
         manager.schedulers["signal"] = options.equip(manager.context.prop, manager.context.parameters(), rule)
     manager.bound = record
@@ -99,6 +103,7 @@ def unbuild(manager: Manager) -> None:
     manager.hung = []
     for agent in manager.units.values():
         agent.open, agent.frozen, agent.speaks = not agent.rule.local, not agent.rule.learns, False
+        agent.unit.still = not agent.rule.trains_weights
         agent.expected, agent.seen = 0, ()
     for prop in manager.propagators.values():
         prop.params, prop.optimizers = {}, []

@@ -223,5 +223,6 @@ def _adopt(manager: Manager, bound: dict[str, Any]) -> None:
     take_sizes(manager, bound)
     stream = manager.context.stream if manager.context else None
     if stream is not None and not any(True for _ in stream.parameters()):
-        manager.context.build(bound["context"], manager.options.labels, next(manager.model.parameters()).device)  # type: ignore[union-attr]
+        device = next(manager.model.parameters()).device
+        manager.context.build(bound["context"], manager.options.labels, device, bound["rows"])  # type: ignore[union-attr]
     manager.bound = bound

@@ -17,6 +17,7 @@ from .compiled_facts import fixed_of, names_of
 from .compiled_host import StepHost
 from .compiled_monitors import Gathered, watching
 from .compiled_watch import Watch
+from .learning_pass import learn
 from .options import Inputs
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Body:
             x = tree_unflatten(self.leaves, self.spec)
             for probe in manager.probes.values():
                 probe.started(manager, x, self.y)
-            output = manager._learn(Inputs.of(x), self.y, self.share)
+            output = learn(manager, Inputs.of(x), self.y, self.share)
             if self.due:
                 manager.update()
             with torch.no_grad():

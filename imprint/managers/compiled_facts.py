@@ -47,7 +47,9 @@ def facts_of(manager: Manager, modules: list[nn.Module]) -> Facts:
         "training modes": tuple([m.training for m in modules]),
         "settings": settings_of(modules),
         "hooks": (bool(_has_any_global_hook()), *[id(m) for m in modules if hooked(m)]),
-        "frozen units": tuple([(a.frozen, a.open, a.expected, a.unit.context_mode) for a in manager.units.values()]),
+        "frozen units": tuple(
+            [(a.frozen, a.waits, a.open, a.expected, a.unit.context_mode) for a in manager.units.values()]
+        ),
         "what wants gradient": tuple([p.requires_grad for p in params]),
         "clipping": tuple([prop.grad_clip for prop in props]),
         "monitors": tuple([id(probe) for prop in props for probe in prop.probes]),

@@ -48,8 +48,8 @@ class Function:
         random = any(any(word in str(n.target) for word in RANDOM) for n in self.captured.module.graph.nodes)
         if random and body.watch.set:
             raise CaptureError(
-                "the step", "it sets torch's random numbers back, as checkpointing does, and draws some",
-                fix="no activation checkpointing around dropout; it is seldom needed in a unit",
+                "the step", "it sets torch's random numbers back, as checkpointing and rules with two passes do, and "
+                "draws some", fix="no activation checkpointing around dropout; with 'pepita' no dropout at all",
             )  # fmt: skip
         self.calls = sum(n.op == "call_function" for n in self.captured.module.graph.nodes)
         self.generated, self.runs = generate(self.captured), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class ContextPass:
         self.prop = Propagator(name="signal")
         self.codes = torch.empty(0)
         self.seen: Any = None
+        self.rows: list[int | None] = []
 
     def attach(self, model: nn.Module, phase: Phase) -> None:
         """Intercept the module the stream starts at."""
@@ -117,9 +119,9 @@ class ContextPass:
             record["inside"] = type(self.stream)().describe(self.seen, [inside], classes, width)
         return record
 
-    def build(self, record: dict[str, Any], labels: Labels, device: torch.device) -> None:
-        """Make the stream's parameters and, if they learn, its unit."""
-        self.labels = labels
+    def build(self, record: dict[str, Any], labels: Labels, device: torch.device, rows: list[int | None]) -> None:
+        """Make the stream's parameters and, if they learn, its unit; `rows` are the inputs' batch dimensions."""
+        self.labels, self.rows = labels, rows
         self.stream.build(record["inputs"], device)
         if "inside" in record:
             inside = self.stream.inside = type(self.stream)()  # a part of it: it moves and is saved with it
@@ -137,19 +139,21 @@ class ContextPass:
         """What the data pass sees."""
         return Inputs(*self.stream.data(_tree(inputs)))
 
-    def learn(self, inputs: Inputs, y: Tensor, share: float | None) -> tuple[Inputs, Target]:
+    def learn(self, inputs: Inputs, y: Tensor | None, share: float | None, target: Target) -> tuple[Inputs, Target]:
         """Context inputs of one batch, and where each sample's row is; a learned stream takes its step."""
-        values = self.labels.num_classes is None
-        onehot = y.flatten(1) if values and y.dim() > 1 else y[:, None] if values else self.labels.onehot(y)
-        codes, distinct = self.stream.codes(onehot)
-        if not self.stream.paired:
-            target = Target(y, None, None, False)
-        elif values:
-            target = Target(y, torch.arange(len(y), device=y.device), None, False)
-        else:
-            per_class = onehot.sum(0)
-            rows = self.labels.index(y) if distinct else torch.arange(len(y), device=y.device)
-            target = Target(y, rows, per_class if distinct else onehot @ per_class, distinct)
+        values, onehot = self.labels.num_classes is None, None
+        if y is not None:
+            onehot = y.flatten(1) if values and y.dim() > 1 else y[:, None] if values else self.labels.onehot(y)
+        codes, distinct = self.stream.codes(onehot, self._rows(inputs), target.error)
+        target = replace(target, y=y, distinct=distinct)
+        if y is not None and onehot is not None and self.stream.paired:
+            place = torch.arange(len(y), device=y.device)
+            if values:
+                target = replace(target, rows=place)
+            else:
+                per_class = onehot.sum(0)
+                rows, counts = (self.labels.index(y), per_class) if distinct else (place, onehot @ per_class)
+                target = replace(target, rows=rows, counts=counts)
         if self.learned:
             made, _ = self.prop.tick((), (_tree(inputs), codes), target)
             if share is not None:
@@ -160,15 +164,21 @@ class ContextPass:
         self.codes = codes
         return Inputs(*made), target
 
-    def candidates(self, inputs: Inputs) -> Inputs:
-        """Context inputs that let every class be scored."""
+    def modulated(self, inputs: Inputs, error: Tensor) -> Inputs:
+        """The inputs of the second pass."""
+        return Inputs(*self.stream.modulated(_tree(inputs), error))
+
+    def _rows(self, inputs: Inputs) -> int:
+        pairs = zip(inputs.leaves(), self.rows, strict=False)
+        return next((v.shape[d] for v, d in pairs if isinstance(v, Tensor) and d is not None), 0)
+
+    def candidates(self, inputs: Inputs) -> Inputs | None:
+        """Context inputs that let every class be scored; None if the stream says nothing about them."""
         codes = self.stream.candidates(_tree(inputs))
+        if codes is None:
+            return None
         self.codes = codes
         return Inputs(*self.stream(_tree(inputs), codes))
-
-    def run(self, model: nn.Module, inputs: Inputs) -> None:
-        """One forward on the context inputs; every unit remembers."""
-        model(*inputs.args, **inputs.kwargs)
 
 
 def context_pass(units: list[Assigned], signal: nn.Module | None, labels: Labels, at: str | None) -> ContextPass | None:

@@ -145,7 +145,7 @@ def classify(model: nn.Module, phase: Phase, sight: Sight, left_out: set[str], w
             )  # fmt: skip
     check_joined(phase)
     params = dict(model.named_parameters())
-    inside = {id(p): (a, n) for a in phase.agents for n, p in a.unit.own.items()}
+    inside = {id(p): a for a in phase.agents for p in (a.unit.weights() if a.unit.still else a.unit.own.values())}
     wanted = {n: p for n, p in params.items() if p.requires_grad}
     read = tree_flatten(sight.output)[0] if whole else [primary(sight.output, "the model's output")]
     ends = [v for v in read if isinstance(v, Tensor) and v.requires_grad]
@@ -157,14 +157,14 @@ def classify(model: nn.Module, phase: Phase, sight: Sight, left_out: set[str], w
             grads = torch.autograd.grad(total, [*(v for _, v in sources), *wanted.values()], allow_unused=True)
     reached = {n for n, g in zip(wanted, grads[len(sources) :], strict=True) if g is not None}
     for name in reached:
-        owner, _ = inside.get(id(params[name]), (None, ""))
+        owner = inside.get(id(params[name]))
         if owner is not None and not owner.open:
             raise CoverageError(
                 f"unit {owner.prop.name!r}", f"its weight {name!r} is read outside of it, so it has two losses",
                 fix="make one unit of both readers (layers=[...] with their common parent), or exclude= the weight",
             )  # fmt: skip
     for agent in phase.agents:
-        mine = [n for n, p in params.items() if n in wanted and inside.get(id(p), (None,))[0] is agent]
+        mine = [n for n, p in params.items() if n in wanted and inside.get(id(p)) is agent]
         if agent.open and not agent.frozen and mine and not reached.intersection(mine):
             raise CoverageError(
                 f"unit {agent.prop.name!r}", "the task loss does not reach it through the units behind it",

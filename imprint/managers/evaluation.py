@@ -71,9 +71,11 @@ def _local_scores(manager: Manager, inputs: Inputs) -> dict[str, Tensor]:
         with whole_calls():
             if manager.context is not None:
                 inputs.check_parts(manager.bound["parts"])  # type: ignore[index]
-                if manager.labels.num_classes is not None:  # values have no context to be compared with
+                # values have no context to be compared with
+                made = None if manager.labels.num_classes is None else manager.context.candidates(inputs)
+                if made is not None:
                     with phase.during("context"):
-                        manager.context.run(manager.model, manager.context.candidates(inputs))
+                        manager.model(*made.args, **made.kwargs)
                 inputs = manager.context.data(inputs)
             with phase.during("score"):
                 manager.model(*inputs.args, **inputs.kwargs)

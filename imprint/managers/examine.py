@@ -41,7 +41,7 @@ def examine(manager: Manager, inputs: Inputs, y: Tensor | None) -> dict[str, Any
             _refuse_orphans(coverage.orphans)
         labels = _labels(manager, sight, y)
         target = () if y is None or labels.soft(y) else tuple(y.shape[1:])
-        opened = _opened(manager, coverage)
+        opened = _opened(manager, coverage, y is not None)
         if y is not None and (opened or coverage.task or any(a.open for a in manager.units.values())):
             _try_task_loss(manager, sight, y, labels)
         record: dict[str, Any] = {
@@ -102,11 +102,12 @@ def _hears(agent: LayerAgent) -> bool:
     return agent.rule.local and agent.unit.objective.needs_labels
 
 
-def _opened(manager: Manager, coverage: Coverage) -> str | None:
+def _opened(manager: Manager, coverage: Coverage, has_targets: bool) -> str | None:
     """The unit that learns from the task loss, where nothing else would."""
     if coverage.task or coverage.last is None or any(a.open for a in manager.units.values()):
         return None
-    return coverage.last if manager.units[coverage.last].unit.objective.needs_labels else None
+    # without targets there is no task, and units that need none learn on their own
+    return coverage.last if has_targets or manager.units[coverage.last].unit.objective.needs_labels else None
 
 
 def _sizes(
@@ -128,12 +129,23 @@ def _sizes(
     modes = _context_modes(manager, names, batch, labels, opened)
     for name, spec in specs.items():
         spec["context"] = modes.get(name, "kept")
-    sizes: dict[str, Any] = {"specs": specs, "rows": of_inputs, "parts": inputs.parts()}
+    leaves = inputs.leaves()
+    first = next((i for i, v in enumerate(leaves) if isinstance(v, Tensor) and v.is_floating_point()), None)
+    sizes: dict[str, Any] = {
+        "specs": specs, "rows": of_inputs, "parts": inputs.parts(), "output_dim": of_outputs[0] or 0,
+        "input": () if first is None else _sample(leaves[first], of_inputs[first]),
+        "output": _sample(outputs[0], of_outputs[0]),
+    }  # fmt: skip
     if context is not None:
         width = labels.num_classes if labels.num_classes is not None else int(torch.Size(record["target"]).numel())
         context.labels = labels
         sizes["context"] = context.describe(inputs, of_inputs, of_outputs[-1], width)
     return sizes
+
+
+def _sample(v: Tensor, dim: int | None) -> tuple[int, ...]:
+    """Shape of one sample."""
+    return tuple(v.movedim(dim or 0, 0).shape[1:]) if v.dim() else ()
 
 
 def _spec(agent: LayerAgent, out: Tensor | None, dim: int | None, batch: int, opened: bool) -> dict[str, Any]:
@@ -152,7 +164,7 @@ def _spec(agent: LayerAgent, out: Tensor | None, dim: int | None, batch: int, op
         )  # fmt: skip
     agent.unit.batch_dim = dim or 0
     return {
-        "shape": () if out is None or not out.dim() else tuple(out.movedim(dim or 0, 0).shape[1:]),
+        "shape": () if out is None else _sample(out, dim),
         "batch_dim": dim or 0,
         "channels_last": out is not None and _channels_last(agent, out),
         "seen": [tuple(s) for s in agent.seen],
@@ -167,7 +179,8 @@ def _context_modes(
 
     ``together``: data and context in one product, where rows are independent. ``kept``: the graph of the context pass
     waits for the data. ``again``: the unit is run again; so that behind the largest unit, whose own memory is the peak,
-    no more than an eighth of it waits, and where somebody writes into a unit's input.
+    no more than an eighth of it waits, and where somebody writes into a unit's input. ``held``: the objective takes
+    the context's output as a constant, and no graph waits.
     """
     share = min(labels.num_classes or batch, batch) / batch
     modes, waiting = {}, {}
@@ -180,7 +193,9 @@ def _context_modes(
             or not (agent.learns and objective.needs_context and objective.uses_data)
         ):
             continue
-        if rows_are_independent(agent.unit, agent.sample):
+        if objective.held:
+            modes[name] = "held"
+        elif rows_are_independent(agent.unit, agent.sample):
             modes[name] = "together"
         elif agent.input_changes:
             modes[name] = "again"

@@ -13,7 +13,7 @@ from ..credit import detach
 from ..data.batches import Source
 from ..errors import LabelError, StateError
 from ..monitors.metric import Metric, gather
-from ..objectives import Labels, Target
+from ..objectives import Labels
 from ..propagators import Propagator
 from ..propagators.buffers import Buffers
 from ..propagators.switch import learning_enabled
@@ -23,14 +23,15 @@ from .assignment import named
 from .binding import Unbuilt, bind, require_bound
 from .compiled import CompiledStep
 from .context import ContextPass
-from .coverage import check_joined
 from .intercept import detach as detach_model
+from .learning_pass import learn, take_turns
 from .options import Inputs, Options, check_target
 from .place import Place, follow
+from .profile import Profile, profile
 from .replaced import Hung
 from .schedules import step_all
 from .table import table
-from .task import TaskUnit, learn_from_task
+from .task import TaskUnit
 
 
 class Manager:
@@ -125,6 +126,7 @@ class Manager:
             y = None
         # a batch in which nothing can learn has no part in the mean that an update takes
         counts = y is not None or any(agent.learns_alone for agent in self.units.values())
+        take_turns(self)
         before = [(prop, prop.carry, prop.ticks) for prop in self.propagators.values()]
         self.gathered += counts
         due = counts and self.gathered >= self.options.accumulate
@@ -142,34 +144,10 @@ class Manager:
         for probe in self.probes.values():
             probe.started(self, x, y)
         with self.buffers.kept_on_error():
-            output = self._learn(Inputs.of(x), y, share)
+            output = learn(self, Inputs.of(x), y, share)
             if due:
                 self.update()
         return output
-
-    def _learn(self, inputs: Inputs, y: Tensor | None, share: float | None) -> Any:
-        target = Target(y)
-        if self.context is not None:
-            inputs = self.context.data(inputs)
-            if y is not None:
-                target = self._run_context(inputs, y, share)
-        with self.phase.during("learn", target, share, learns=True):
-            output = self.model(*inputs.args, **inputs.kwargs)
-            check_joined(self.phase)
-        if y is not None:
-            others = [a.prop for a in self.units.values() if a.open and not a.frozen]
-            with self.phase.during("backward"):
-                learn_from_task(self.task, others, output, y)
-        self.phase.forget()
-        return detach(output)
-
-    def _run_context(self, inputs: Inputs, y: Tensor, share: float | None) -> Target:
-        assert self.context is not None
-        made, target = self.context.learn(inputs, y, share)
-        self.phase.forget()
-        with self.buffers.borrowed(), self.phase.during("context", target, share, learns=True), torch.no_grad():
-            self.context.run(self.model, made)
-        return target
 
     def update(self) -> None:
         """Step whatever has gathered gradient: called by :meth:`step` every ``accumulate`` batches."""
@@ -281,6 +259,20 @@ class Manager:
     def metrics(self, reset: bool = True) -> dict[str, dict[str, float]]:
         """What the monitors gathered since last read, ``{unit: {metric: value}}``; reading waits for the device."""
         return gather(self.probes.values(), self.propagators, reset)
+
+    def profile(self, x: Any, y: Tensor, steps: int = 10) -> Profile:
+        """Time and peak memory of a step in each update mode, beside backprop without and with checkpoints.
+
+        Copies are measured: nothing of the manager or its model changes.
+
+        Args:
+            x, y: a batch, as for :meth:`step`.
+            steps: of each, taken in turns; the median counts.
+
+        Returns:
+            a table to print; its ``rows`` hold milliseconds, MiB and ratios to backprop.
+        """
+        return profile(self, x, y, steps)
 
     @property
     def labels(self) -> Labels:

@@ -36,16 +36,18 @@ class Options:
     accumulate: int = 1
     signal: nn.Module | None = None
     context_at: str | None = None
+    update: str = "immediate"
 
-    def equip(self, prop: Propagator, params: Params, rule: Rule) -> list[Any]:
-        """Give `prop` its parameters, optimizer and clipping; returns its schedulers.
+    def equip(self, prop: Propagator, params: Params, rule: Rule, task: bool = False) -> list[Any]:
+        """Give `prop` its parameters, optimizer and clipping; returns its schedulers. Does it learn from the `task`?
 
         Raises:
             ArgumentError: a builder returned something that cannot step one unit.
         """
         prop.params, prop.grad_clip = params, self.grad_clip
         learned = [p for p in params.values() if p.requires_grad]
-        made = build_optimizer(f"optimizer= of unit {prop.name!r}", self.optimizer or rule.optimizer, learned)
+        builder = self.optimizer or (rule.task_optimizer if task else rule.optimizer)
+        made = build_optimizer(f"optimizer= of unit {prop.name!r}", builder, learned)
         if made is None:
             prop.optimizers = []
             return []

@@ -65,7 +65,7 @@ def _matters(module: nn.Module | None) -> bool:
 def hang(manager: Manager) -> None:
     """Note what hangs on every module now."""
     manager.hung = [Hung(path, m, dict(m._parameters), dict(m._modules)) for path, m in manager.model.named_modules()]
-    manager.buffers = Buffers([manager.model])
+    manager.buffers = Buffers([manager.model, *(agent.unit.objective for agent in manager.units.values())])
     for agent in manager.units.values():
         agent.unit.buffers = manager.buffers.of(agent.unit.modules)
 

@@ -4,3 +4,4 @@ from .loop_back import ForwardLoopBack as ForwardLoopBack
 from .loop_back import LoopBack as LoopBack
 from .model import Forward as Forward
 from .model import Model as Model
+from .triangle import Triangle as Triangle

@@ -1,5 +1,6 @@
 """What is wanted: local losses, and what targets mean."""
 
+from .channel_groups import ChannelGroups as ChannelGroups
 from .container import Objectives as Objectives
 from .container import ParameterTerm as ParameterTerm
 from .container import Term as Term
@@ -7,16 +8,30 @@ from .contrast import Contrast as Contrast
 from .declared import CrossEntropy as CrossEntropy
 from .declared import StateActivity as StateActivity
 from .declared import row_mean as row_mean
+from .deep_head import DeepHead as DeepHead
+from .feedback import ErrorFeedback as ErrorFeedback
 from .feedback import TargetFeedback as TargetFeedback
 from .goodness import Goodness as Goodness
+from .goodness import GoodnessGap as GoodnessGap
+from .goodness import PairGoodness as PairGoodness
+from .goodness import TrueAndWrong as TrueAndWrong
 from .goodness import goodness as goodness
 from .heads import Head as Head
 from .hits import hits as hits
+from .infopro import InfoPro as InfoPro
 from .labels import Labels as Labels
+from .least_squares import LeastSquares as LeastSquares
 from .objective import Objective as Objective
 from .objective import Spec as Spec
 from .objective import Target as Target
 from .objective import View as View
+from .perturbation import Perturbation as Perturbation
+from .plasticity import Hebb as Hebb
+from .plasticity import Instar as Instar
+from .plasticity import Oja as Oja
+from .plasticity import Plasticity as Plasticity
+from .plasticity import Ranked as Ranked
+from .plasticity import SoftCompetition as SoftCompetition
 from .similarity import Mix as Mix
 from .similarity import SimilarityMatching as SimilarityMatching
 from .targets import BatchKey as BatchKey

@@ -1,4 +1,4 @@
-"""Targets thrown straight at a unit through fixed random feedback."""
+"""Targets, or the error of the output, thrown straight at a unit through fixed random feedback."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .labels import Labels
 from .objective import Objective, Spec, View, refuse_several_labels
+
+
+def draw(rows: int, spec: Spec) -> Tensor:
+    r"""Random feedback ``[rows, features]``, uniform in :math:`\pm\sqrt{6/D}` for D features.
+
+    >>> draw(3, Spec((2, 4))).shape
+    torch.Size([3, 8])
+    """
+    bound = math.sqrt(6 / spec.features)
+    return torch.empty(rows, spec.features, dtype=spec.dtype, device=spec.device).uniform_(-bound, bound)
 
 
 class TargetFeedback(Objective):
@@ -26,10 +37,7 @@ class TargetFeedback(Objective):
         """Draw B, ``[num_classes or target width, features]``."""
         refuse_several_labels("target feedback", spec, labels)
         super().bind(spec, labels)
-        rows = labels.num_classes or torch.Size(spec.target).numel()
-        bound = math.sqrt(6 / spec.features)
-        feedback = torch.empty(rows, spec.features, dtype=spec.dtype, device=spec.device).uniform_(-bound, bound)
-        self.register_buffer("feedback", feedback)
+        self.register_buffer("feedback", draw(labels.num_classes or torch.Size(spec.target).numel(), spec))
 
     def forward(self, view: View) -> Tensor:
         """The mean over labelled rows."""
@@ -38,3 +46,40 @@ class TargetFeedback(Objective):
         target = y if self.labels.num_classes is None else self.labels.smoothed(y)
         wanted = target.to(self.feedback.dtype).flatten(1 if target.dim() > 1 else 0).view(len(y), -1) @ self.feedback
         return self.labels.mean((view.h.flatten(1) * wanted).sum(1), y)
+
+
+class ErrorFeedback(Objective):
+    r""":math:`L = \mathrm{mean}_i \langle h_i, \mathrm{sg}(e_i B)\rangle`, whose gradient with respect to h is e B.
+
+    e is the error of each sample's output, for cross entropy softmax minus one-hot; class weights, smoothing and rows
+    without a label count in it as in the task loss. B is fixed and random, as for :class:`TargetFeedback`. The unit's
+    graph waits until the output is known.
+
+    Args:
+        sign: of e only its sign is sent.
+
+    Reference: Nokland, Direct Feedback Alignment Provides Learning in Deep Neural Networks (2016), section 3.
+    Differs from the paper: the mean over the batch, as torch has it, not the sum.
+    """
+
+    needs_error = True
+    feedback: Tensor
+
+    def __init__(self, sign: bool = False) -> None:
+        super().__init__()
+        if not isinstance(sign, bool):
+            raise ArgumentError("error feedback", "sign= is on or off", got=repr(sign), fix="sign=True")
+        self.sign = sign
+
+    def bind(self, spec: Spec, labels: Labels) -> None:
+        """Draw B, ``[numel of an output, features]``."""
+        super().bind(spec, labels)
+        self.register_buffer("feedback", draw(torch.Size(spec.output).numel(), spec))
+
+    def forward(self, view: View) -> Tensor:
+        """The mean over labelled rows."""
+        error, y = view.context.error, view.context.y
+        assert error is not None and y is not None
+        error = error.flatten(1).to(view.h.dtype)
+        wanted = (error.sign() if self.sign else error) @ self.feedback.to(view.h.dtype)
+        return (view.h.flatten(1) * wanted).sum() / self.labels.labelled(y)

@@ -14,6 +14,19 @@ from .labels import Labels
 from .objective import Objective, Spec, View
 
 
+def head_loss(labels: Labels, out: Tensor, view: View) -> Tensor:
+    """What a head learns from: cross entropy of its logits (classes), or the mean square error (values).
+
+    Shape: out ``[B, C]``, or ``[B, N]`` for N values a sample.
+    """
+    y = view.context.y
+    assert y is not None
+    if labels.num_classes is None:
+        values = y.to(out.dtype).flatten(1) if y.dim() > 1 else y.to(out.dtype)[:, None]
+        return row_mean((out - values).square().mean(1), view.valid)
+    return class_loss(labels, out, view)
+
+
 class Head(Objective):
     r"""Local head: :math:`L = \mathrm{CE}(M\,\mathrm{pool}(h) + b,\; y)`; for regression the mean square error.
 
@@ -82,9 +95,4 @@ class Head(Objective):
 
     def forward(self, view: View) -> Tensor:
         """Cross entropy (classes) or mean square error (values) of the head."""
-        y, out = view.context.y, self.scores(view)
-        assert y is not None
-        if self.labels.num_classes is None:
-            values = y.to(out.dtype).flatten(1) if y.dim() > 1 else y.to(out.dtype)[:, None]
-            return row_mean((out - values).square().mean(1), view.valid)
-        return class_loss(self.labels, out, view)
+        return head_loss(self.labels, self.scores(view), view)

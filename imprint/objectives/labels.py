@@ -77,6 +77,16 @@ class Labels:
                 fix="num_classes= if they are probabilities of classes; a task_loss= of your own for weighted values",
             )  # fmt: skip
 
+    def labelled(self, y: Tensor) -> Tensor:
+        """How many rows have a label, at least one; a scalar tensor.
+
+        >>> Labels(3).labelled(torch.tensor([2, -100, 1]))
+        tensor(2)
+        """
+        if self.num_classes is None or self.soft(y):
+            return torch.full((), max(1, len(y)), device=y.device)
+        return self.valid(y).flatten(1).any(1).sum().clamp_min(1) if y.dim() > 1 else self.valid(y).sum().clamp_min(1)
+
     def soft(self, y: Tensor) -> bool:
         """Are `y` probabilities over the classes?"""
         return self.num_classes is not None and y.is_floating_point()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from .labels import Labels
+from .synapses import Synapse
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,17 @@ class Target:
         rows: ``[B]``, the context row that belongs to each sample; None without a context stream.
         counts: ``[R]``, labelled samples of the batch in the class of each context row.
         distinct: one context row a class (True) or a sample (False).
+        x: the model's first floating input in this step, detached.
+        error: of each sample's output, ``[B, ...]``: the gradient of the task loss times the number of labelled rows,
+            for cross entropy softmax minus one-hot; to objectives that need it, and in rules with two passes.
     """
 
     y: Tensor | None = None
     rows: Tensor | None = None
     counts: Tensor | None = None
     distinct: bool = True
+    x: Tensor | None = None
+    error: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class View:
         output: of a graph module, what each of its ports emits, ``{port: [B, D]}``; `h` is one of them.
         drive: of a graph module, ``{input port: [B, D]}``.
         state: of a graph module, its proto's recurrent state.
+        synapses: the products with a weight that ran in the unit, for objectives that need them.
     """
 
     h: Any = None
@@ -60,6 +67,7 @@ class View:
     output: dict[str, Tensor] = field(default_factory=dict)
     drive: dict[str, Tensor] = field(default_factory=dict)
     state: Any = None
+    synapses: tuple[Synapse, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,9 @@ class Spec:
         dtype, device: of the unit's weights.
         target: shape of one sample's target, ``()`` for a label.
         channels_last: are the features of a sample in the last dimension (tokens) rather than the first (maps)?
+        input: shape of one sample of the model's first floating input; ``()`` if there is none.
+        output: shape of one sample of the model's output.
+        depth: where the unit is among the model's units, from 0 (first) to 1 (last).
     """
 
     shape: tuple[int, ...]
@@ -80,6 +91,9 @@ class Spec:
     device: torch.device = torch.device("cpu")
     target: tuple[int, ...] = ()
     channels_last: bool = False
+    input: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+    depth: float = 0.0
 
     @property
     def features(self) -> int:
@@ -113,6 +127,10 @@ class Objective(nn.Module):
         rowwise: a mean over rows, so that many ticks can be evaluated as one batch of rows.
         needs_state: it looks at the recurrent state.
         any_width: it maps the output to the width of its target, which may be any.
+        needs_synapses: it looks at the products with a weight inside the unit.
+        needs_error: it is computed once the model's output and its error are known; until then the unit's graph waits.
+        held: the context stream's output is a constant to it.
+        fits: it is not descended but fitted: :meth:`fit` takes in each batch.
     """
 
     needs_labels = True
@@ -122,6 +140,10 @@ class Objective(nn.Module):
     rowwise = False
     needs_state = False
     any_width = False
+    needs_synapses = False
+    needs_error = False
+    held = False
+    fits = False
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Make parameters and buffers for a unit of these sizes."""
@@ -132,6 +154,13 @@ class Objective(nn.Module):
         raise ArgumentError(
             f"objective {type(self).__name__!r}", "it has no loss", fix="write forward(self, view) -> scalar"
         )
+
+    def fit(self, view: View) -> Tensor:
+        """Take in one batch, without gradient; returns the loss before it."""
+        raise ArgumentError(
+            f"objective {type(self).__name__!r}", "it says that it fits, and does not say how",
+            fix="write fit(self, view) -> scalar",
+        )  # fmt: skip
 
     def scores(self, view: View) -> Tensor | None:
         """``[B, num_classes]``: what this unit alone says about the label; None if it says nothing."""

@@ -67,6 +67,8 @@ class Mix(Objective):
         self.needs_labels = any(part.needs_labels for _, part in parts)
         self.needs_context = any(part.needs_context for _, part in parts)
         self.uses_data = any(part.uses_data for _, part in parts)
+        self.needs_synapses = any(part.needs_synapses for _, part in parts)
+        self.needs_error = any(part.needs_error for _, part in parts)
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Bind every part."""

@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..credit import Params, Tree
 from ..errors import DtypeError
+from ..functional.operations import Operations
 from ..objectives import Objective, Target, View
+from ..objectives.synapses import Synapse, recorded
 from .buffers import Buffers
 from .buffers import borrowed_buffers as borrowed_buffers
 
@@ -27,12 +29,14 @@ OBJECTIVE = "objective:"
 class Call:
     """One call of a unit: its arguments on the data, and its call on the context, if any.
 
-    Who makes it cuts what is in it from its graph.
+    Who makes it cuts what is in it from its graph. `ran` is what it has given already, with its graph, made with the
+    weights as they are, and the products that ran in it: for units that learn after the forward.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     context: Remembered | None = None
+    ran: tuple[Tree, tuple[Synapse, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,18 +91,25 @@ class LayerUnit:
         modules: the first module and those joined to it; each with its plain class, whose ``forward`` is run.
         objective: the local loss; its parameters are named ``objective:<name>`` among the unit's.
         entry: map of the first floating input on entry, such as forward-forward's normalisation.
+        operations: under which its modules run, where some are differentiated in another way.
+
+    Attributes:
+        still: its own weights do not learn, and are none of its parameters.
     """
 
     def __init__(
-        self, path: str, modules: Sequence[tuple[str, nn.Module]], objective: Objective, entry: Entry | None = None
+        self, path: str, modules: Sequence[tuple[str, nn.Module]], objective: Objective, entry: Entry | None = None,
+        operations: Operations | None = None,
     ) -> None:  # fmt: skip
-        self.path, self.objective, self.entry = path, objective, entry
+        self.path, self.objective, self.entry, self.operations = path, objective, entry, operations
+        self.synapses: tuple[Synapse, ...] = ()
         self.names, self.modules = [name for name, _ in modules], [module for _, module in modules]
         self.plain = [type(module) for module in self.modules]
         self.own: Params = {}
         self.batch_dim, self.channels_last = 0, False
         self.context_mode = "kept"
         self.left_out: set[str] = set()
+        self.still = False
         self.buffers = Buffers(self.modules)
 
     def weights(self) -> list[Tensor]:
@@ -110,7 +121,7 @@ class LayerUnit:
         own: Params = {}
         for name, module in zip(self.names, self.modules, strict=True):
             own |= {f"{name}.{k}": p for k, p in module.named_parameters()}
-        own = {k: p for k, p in own.items() if k not in self.left_out}
+        own = {} if self.still else {k: p for k, p in own.items() if k not in self.left_out}
         own |= {OBJECTIVE + k: p for k, p in self.objective.named_parameters()}
         if own.keys() != self.own.keys() or any(own[k] is not p for k, p in self.own.items()):
             self.own = own  # the very object says that the weights are the modules' own
@@ -129,6 +140,14 @@ class LayerUnit:
         args, kwargs = call.args, call.kwargs
         if self.entry is not None:
             args, kwargs = self._enter(args, kwargs)
+        if self.operations is not None:
+            self.operations.names = {id(v): k for k, v in p.items()}
+            with self.operations:
+                return self._run(p, args, kwargs)
+        return self._run(p, args, kwargs)
+
+    def _run(self, p: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
+        out: Tree = None
         for name, module, plain in zip(self.names, self.modules, self.plain, strict=True):
             if p is self.own:
                 out = plain.forward(module, *args, **kwargs)
@@ -157,13 +176,27 @@ class LayerUnit:
             and _stackable(x, x.context.call)
         ):
             return self._together(p, x, x.context.call)
-        out = self.call(p, x) if self.objective.uses_data else None
+        out, self.synapses = self.forward(p, x) if self.objective.uses_data else (None, ())
         if x.context is None:
             return out, None
-        if x.context.out is not None and p is self.own:
+        if x.context.out is not None and (p is self.own or self.objective.held):
             return out, x.context.out
         with self.buffers.borrowed():
             return out, self.call(p, x.context.call)
+
+    def forward(self, p: Params, x: Call) -> tuple[Tree, tuple[Synapse, ...]]:
+        """Run on the data, unless it has run already; and what ran in it, where the objective looks at that."""
+        if x.ran is not None and p is self.own:
+            return x.ran
+        if self.still:
+            with torch.no_grad():
+                return self.call(p, x), ()
+        if not self.objective.needs_synapses:
+            return self.call(p, x), ()
+        with recorded() as seen:
+            out = self.call(p, x)
+        own = {id(v) for v in p.values()}
+        return out, tuple([s for s in seen if id(s.weight) in own])
 
     def _together(self, p: Params, x: Call, context: Call) -> tuple[Tensor, Tensor]:
         """Both outputs from one product over the rows of both: each weight is read, and its gradient written, once."""
@@ -181,7 +214,7 @@ class LayerUnit:
 
         h, t = (None if tree is None else first(tree) for tree in out)
         t_in = None if x.context is None else _first_input(x.context.call)
-        return View(h, _first_input(x), t, t_in, context=y, batch=y.y)
+        return View(h, _first_input(x), t, t_in, context=y, batch=y.y, synapses=self.synapses)
 
     def scores(self, out: tuple[Tree, Tree], x: Call, y: Target) -> Tensor | None:
         """``[B, classes]``: what this unit alone says about the label, without gradient."""
@@ -190,7 +223,7 @@ class LayerUnit:
 
     def loss(self, p: Params, out: tuple[Tree, Tree], state: Tree, x: Call, y: Target) -> Tensor:
         """The local objective."""
-        view = self.view(out, x, y)
+        view, self.synapses = self.view(out, x, y), ()
         if p is self.own:
             return self.objective(view)
         cut = len(OBJECTIVE)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..functional.normalize import rms_normalize
 from ..objectives import Goodness, Objective
 from ..signals.overlay import LabelOverlay
+from ..signals.stream import ContextStream
 from .rule import Rule, register_rule
 
 
@@ -51,6 +52,6 @@ class ForwardForward(Rule):
         """Normalisation to mean square one."""
         return rms_normalize if self.normalize else None
 
-    def stream(self) -> nn.Module:
+    def stream(self) -> ContextStream:
         """Positives and negatives."""
         return LabelOverlay()

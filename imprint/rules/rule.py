@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..credit import Credit, Instant
 from ..errors import ArgumentError, ImprintError, UnknownNameError, did_you_mean
+from ..functional.operations import Operations
 from ..objectives import Objective
+from ..signals.stream import ContextStream
 
 
 class Rule:
@@ -37,6 +39,8 @@ class Rule:
         local: units learn from objectives of their own; else from the task loss, through each other.
         allow_cross: by definition, gradient crosses unit boundaries; the isolation audit lets it.
         learns: units of this rule learn at all.
+        trains_weights: the unit's own weights learn; else its objective does, on weights that stay as they are.
+        documented: class and learning rate of :meth:`optimizer`.
     """
 
     name: ClassVar[str] = ""
@@ -44,6 +48,8 @@ class Rule:
     local: ClassVar[bool] = True
     allow_cross: ClassVar[bool] = False
     learns: ClassVar[bool] = True
+    trains_weights: ClassVar[bool] = True
+    documented: ClassVar[tuple[type[Optimizer], float]] = (torch.optim.Adam, 5e-4)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -58,6 +64,10 @@ class Rule:
         """The rule's documented optimizer, for one unit's parameters: Adam with lr 5e-4."""
         return torch.optim.Adam(params, lr=5e-4, fused=all(p.is_floating_point() for p in params))
 
+    def task_optimizer(self, params: list[Tensor]) -> Optimizer:
+        """For what learns from the task loss beside this rule's units: :meth:`optimizer`, where it fits a gradient."""
+        return self.optimizer(params)
+
     def credit(self) -> Credit:
         """Who is responsible within a unit."""
         return Instant()
@@ -70,7 +80,15 @@ class Rule:
         """What is done to a unit's first input before it runs."""
         return None
 
-    def stream(self) -> nn.Module | None:
+    def turn(self) -> int | None:
+        """Steps for which one unit of this rule learns before the next one does; None: all learn at once."""
+        return None
+
+    def operations(self) -> Operations | None:
+        """What a unit's operations run under, where some are differentiated in another way; None for torch's own."""
+        return None
+
+    def stream(self) -> ContextStream | None:
         """The context stream the objective compares with; None without one."""
         return None
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
 from ..objectives import Contrast, Objective
 from ..signals.context import ClassContext
+from ..signals.stream import ContextStream
 from .rule import Rule, register_rule
 
 
@@ -58,6 +57,6 @@ class SigProp(Rule):
         """The contrast with the signal that runs through the same modules."""
         return "contrast"
 
-    def stream(self) -> nn.Module:
+    def stream(self) -> ContextStream:
         """One context input a class."""
         return ClassContext(self.learned)

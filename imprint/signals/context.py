@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .stream import ContextStream
+
 Tree = Any
 
 
-class ClassContext(nn.Module):
+class ClassContext(ContextStream):
     r"""The inputs of the context pass: for class k a floating input :math:`t_k = W_k`, with the data's mean and spread.
 
     Floating inputs get one row of W, ``[num_classes, numel]`` (values: :math:`t = y W`); integer inputs one fixed
@@ -72,20 +74,17 @@ class ClassContext(nn.Module):
                 table = torch.randint(int(a), int(b) + 1, (self.num_classes or 1, numel), **kind)
                 self.register_buffer(f"table{i}", table)
 
-    def codes(self, onehot: Tensor) -> tuple[Tensor, bool]:
+    def codes(self, onehot: Tensor | None, rows: int, error: Tensor | None) -> tuple[Tensor, bool]:
         """What W is read with, ``[R, width]``, and whether that is one row a class."""
+        assert onehot is not None
         if self.num_classes is not None and self.num_classes <= len(onehot):
             return torch.eye(self.num_classes, dtype=onehot.dtype, device=onehot.device), True
         return onehot, False
 
-    def candidates(self, inputs: Tree) -> Tensor:
+    def candidates(self, inputs: Tree) -> Tensor | None:
         """Codes of all classes, to compare a sample with each; empty for values."""
         device = next(v.device for v in tree_flatten(inputs)[0] if isinstance(v, Tensor))
         return torch.eye(self.num_classes or 0, device=device)
-
-    def data(self, inputs: Tree) -> Tree:
-        """The data pass sees its inputs as they are."""
-        return inputs
 
     def forward(self, inputs: Tree, codes: Tensor) -> Tree:
         """Context inputs with ``len(codes)`` rows, in the structure of `inputs`."""

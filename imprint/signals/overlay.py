@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import ShapeError
+from .stream import ContextStream
 
 Tree = Any
 
 
-class LabelOverlay(nn.Module):
+class LabelOverlay(ContextStream):
     """The label overlaid on the first `num_classes` values of each sample of the first floating input.
 
     Those values are zeroed and the label's one is set to the largest value seen at bind; the neutral label sets all of
@@ -21,8 +22,6 @@ class LabelOverlay(nn.Module):
 
     Reference: Hinton, The Forward-Forward Algorithm (2022), section 3.3.
     """
-
-    learned = paired = False
 
     def describe(self, inputs: Tree, dims: list[int | None], num_classes: int | None, width: int) -> dict[str, Any]:
         """Find the input to write on and the value to write."""
@@ -61,14 +60,15 @@ class LabelOverlay(nn.Module):
         v = tree_flatten(inputs)[0][self.leaf]
         return self.write(inputs, v.new_full((len(v), self.num_classes), 1 / self.num_classes))
 
-    def codes(self, onehot: Tensor) -> tuple[Tensor, bool]:
+    def codes(self, onehot: Tensor | None, rows: int, error: Tensor | None) -> tuple[Tensor, bool]:
         """True labels, then as many wrong ones, ``[2 B, num_classes]``."""
+        assert onehot is not None
         true = onehot.argmax(1)
         wrong = (true + torch.randint(1, self.num_classes, true.shape, device=true.device)) % self.num_classes
         classes = torch.arange(self.num_classes, device=true.device)
         return (torch.cat([true, wrong])[:, None] == classes).to(onehot.dtype), False
 
-    def candidates(self, inputs: Tree) -> Tensor:
+    def candidates(self, inputs: Tree) -> Tensor | None:
         """Every label for every sample, class by class, ``[num_classes * B, num_classes]``."""
         v = tree_flatten(inputs)[0][self.leaf]
         eye = torch.eye(self.num_classes, dtype=v.dtype, device=v.device)

@@ -158,10 +158,17 @@ def test_rules_of_graphs_are_not_for_layers(rule: str) -> None:
     assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize("options", [{"credit": Instant()}, {"update": "tick"}], ids=["credit", "update"])
-def test_options_of_graphs_are_not_for_layers(options: dict[str, Any]) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
-    refused(lambda: attach(model, "local_ce", **options), ArgumentError, next(iter(options)), "they are for graphs")
+@pytest.mark.parametrize("option,why", [("credit", "they are for graphs"), ("update", "those of a graph")])
+def test_options_of_graphs_are_not_for_layers(option: str, why: str) -> None:
+    model, given = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), {"credit": Instant(), "update": "tick"}
+    refused(lambda: attach(model, "local_ce", **{option: given[option]}), ArgumentError, option, why)
+
+
+@pytest.mark.parametrize("options", [{"update": "summed"}, {"block_size": 2}], ids=["update", "block_size"])
+def test_options_of_layers_are_not_for_graphs(options: dict[str, Any]) -> None:
+    graph = encoder()
+    refused(lambda: attach(graph, "local_ce", num_classes=3, **options), ArgumentError, next(iter(options)))
+    assert graph.manager is None
 
 
 def encoder(bind: bool = True) -> Graph:

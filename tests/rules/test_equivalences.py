@@ -279,7 +279,7 @@ def test_one_context_row_a_class_equals_one_row_a_sample(optimizer: str) -> None
         options = {"num_classes": classes, "layers": ["0", "1", "2"], "loss": loss}
         manager = attached(model, "sigprop", optimizer, **options).bind(*data[0])
         if samples:
-            manager.context.stream.codes = lambda onehot: (onehot, False)
+            manager.context.stream.codes = lambda onehot, rows, error: (onehot, False)
         for x, y in data:
             manager.step(x, y)
         return model

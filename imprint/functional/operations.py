@@ -1,0 +1,88 @@
+"""How the operations inside a unit run: watched, or differentiated in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Func = Callable[..., Any]
+CONV: dict[Func, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+class Operations(TorchFunctionMode):
+    """Stands between a unit's modules and torch; what it does not know runs as ever.
+
+    Override :meth:`linear` for products with a weight (``F.linear`` and convolutions), or :meth:`other`.
+
+    Attributes:
+        names: of the unit's parameters, by id; set by the unit each time.
+
+    >>> class Doubled(Operations):
+    ...     def linear(self, operation):
+    ...         return 2 * operation.run()
+    >>> with Doubled():
+    ...     F.linear(torch.ones(1), torch.ones(1, 1))
+    tensor([2.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[int, str] = {}
+
+    def __torch_function__(
+        self, func: Func, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear or func in CONV:
+            given = dict(zip(NAMES, args, strict=False)) | kwargs
+            return self.linear(Linear(func, **given))
+        return self.other(func, args, kwargs)
+
+    def linear(self, operation: Linear) -> Tensor:
+        """A product with a weight."""
+        return operation.run()
+
+    def other(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Anything else."""
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``F.linear`` or a convolution, with its arguments under torch's own names.
+
+    Shape:
+        weight: ``[out, in]``, or ``[out, in / groups, *kernel]``.
+    """
+
+    func: Func
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+
+    @property
+    def dims(self) -> int:
+        """Of space: 0 for ``F.linear``."""
+        return CONV.get(self.func, 0)
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """Stride, padding, dilation and groups; none for ``F.linear``."""
+        return (self.stride, self.padding, self.dilation, self.groups) if self.dims else ()
+
+    def run(self, input: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """The operation itself, with another input or weight if they are given."""
+        x, w = self.input if input is None else input, self.weight if weight is None else weight
+        out: Tensor = self.func(x, w, self.bias, *self.options)
+        return out

@@ -1,0 +1,42 @@
+"""Competing hidden units: the strongest learns, another one is pushed away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..objectives import Objective
+from ..objectives import Ranked as Ranked
+from .rule import Rule, register_rule
+
+
+@register_rule("krotov")
+@dataclass(frozen=True)
+class Krotov(Rule):
+    r"""Krotov and Hopfield's rule: :math:`\Delta w = \mathrm{mean}\,g\,(x - u\,w)`, :math:`u = \langle w, x\rangle`.
+
+    g is 1 for the unit that responds most to an input, :math:`-\Delta` for the k-th and 0 for the others; of a
+    convolution channels compete at each position, within their group. Weights of units that win come to length one.
+
+    Only weights of linear maps and convolutions learn, each from its own input and its own output, bias included and
+    before any activation; other parameters of the unit stay as they are. Rows without a label teach like others.
+
+    Args:
+        k: rank of the unit that is pushed away.
+        delta: how much.
+
+    Optimizer: Adam, lr 5e-4.
+
+    Reference: Krotov & Hopfield, Unsupervised learning by competing hidden units (2019), equations 3 and 9.
+    Differs from the paper: the norm is p = 2 and weights come to length R = 1; means over rows and positions; Adam,
+    not a step that is scaled to the largest change.
+    """
+
+    k: int = 2
+    delta: float = 0.4
+
+    def __post_init__(self) -> None:
+        self.objective()
+
+    def objective(self) -> Objective:
+        """Changes by rank."""
+        return Ranked(self.k, self.delta)
