@@ -1,35 +1,11 @@
-"""The nets that benchmarks and the comparison share."""
+"""The nets of benchmarks; those that the comparison has, too, stand there."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-
-def conv_block(cin: int, cout: int, pool: bool = False) -> nn.Sequential:
-    layers = [nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout), nn.LeakyReLU(0.01)]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
-
-
-class VGG8b(nn.Module):
-    """conv 3x3 with 128, 256, pool, 256, 512, pool, 512, pool, 512, pool channels, then 1024, then classes."""
-
-    def __init__(self, width: float = 0.5, channels: int = 3, size: int = 32, classes: int = 10) -> None:
-        super().__init__()
-        c = [channels, *(int(width * n) for n in (128, 256, 256, 512, 512, 512))]
-        pools = (False, True, False, True, True, True)
-        self.features = nn.ModuleList(conv_block(c[i], c[i + 1], pool) for i, pool in enumerate(pools))
-        hidden = int(width * 1024)
-        flat = c[-1] * (size // 16) ** 2
-        self.hidden = nn.Sequential(
-            nn.Flatten(), nn.Linear(flat, hidden, bias=False), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.01)
-        )
-        self.classifier = nn.Linear(hidden, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.features:
-            x = block(x)
-        return self.classifier(self.hidden(x))
+from imprint.compare.images import VGG8b as VGG8b
 
 
 class ResidualBlock(nn.Module):

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import imprint
+from imprint.errors import ArgumentError
 from imprint.runtime.codegen import generators
 
 
@@ -60,6 +62,30 @@ def test_layerwise(benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     # similarity matching is work that the floor does not count
     assert found["predsim"][3] == found["predsim"][6] == "–"
     assert 0 < float(found["local_ce"][3]) < float(found["local_ce"][4])
+
+
+def test_rules(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, out = benchmark("rules"), tmp_path / "out.json"
+    small = partial(benchmark("nets").ResidualMLP, 6, 16, 12)
+    monkeypatch.setitem(module.NETS, "residual_mlp", (small, (12,), r"stem|blocks\.\d+"))
+
+    def refuses(self: object) -> None:
+        raise ArgumentError("drtp", "it will not", fix="nothing")
+
+    monkeypatch.setattr(imprint.rules.DRTP, "objective", refuses)
+    options = ["--net", "residual_mlp", "--batch", "64", "--repeats", "1", "--rules", "backprop", "local_ce", "drtp"]
+    module.main([*options, "--out", str(out)])
+    found = {row["rule"]: row for row in json.loads(out.read_text())["rows"]}
+    table = {row[0].split(", ", 1)[1]: row[1:] for row in rows(capsys.readouterr().out)[2:]}
+    assert list(found) == list(table) == ["backprop, plain torch", module.CHECKPOINTED, "backprop", "local_ce", "drtp"]
+    assert found["backprop, plain torch"]["time"] == found["backprop, plain torch"]["memory"] == 1
+    assert found["local_ce"]["memory"] < found[module.CHECKPOINTED]["memory"] < 1
+    assert (
+        table["local_ce"][3] == f"{found['local_ce']['memory']:.2f}"
+        and table["drtp"][0] == "refused: drtp: it will not"
+    )
 
 
 def test_graph_rollout(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
