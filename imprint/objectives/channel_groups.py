@@ -24,6 +24,7 @@ class ChannelGroups(Objective):
         ShapeError: there are fewer channels than classes.
     """
 
+    rowwise = True
     share: Tensor
 
     def bind(self, spec: Spec, labels: Labels) -> None:

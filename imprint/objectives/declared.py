@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ShapeError
 from ..utils import is_number
 from .labels import Labels
-from .objective import Objective, Spec, View
+from .objective import Objective, Spec, Target, View
 
 
 def row_mean(losses: Tensor, valid: Tensor | None) -> Tensor:
@@ -43,6 +43,22 @@ def class_loss(labels: Labels, logits: Tensor, view: View) -> Tensor:
         options: dict[str, Any] = {"weight": weight, "label_smoothing": labels.label_smoothing}
         return row_mean(F.cross_entropy(logits, y.to(logits.dtype), reduction="none", **options), view.valid)
     return labels.cross_entropy(logits, y.masked_fill(~view.valid, labels.ignore_index))
+
+
+def label_mean(labels: Labels, losses: Tensor, view: View) -> Tensor:
+    """Mean of one loss a row over rows that count and have a label, by the weights of their classes.
+
+    >>> view = View(context=Target(torch.tensor([0, -100])))
+    >>> label_mean(Labels(2), torch.tensor([1.0, 5.0]), view).item()
+    1.0
+    """
+    y = view.context.y
+    assert y is not None
+    if view.valid is None:
+        return labels.mean(losses, y)
+    if labels.num_classes is None or labels.soft(y):
+        return row_mean(losses, view.valid)
+    return labels.mean(losses, y.masked_fill(~view.valid, labels.ignore_index))
 
 
 class CrossEntropy(Objective):

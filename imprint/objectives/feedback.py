@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .declared import label_mean
 from .labels import Labels
 from .objective import Objective, Spec, View, refuse_several_labels
 
@@ -31,6 +32,7 @@ class TargetFeedback(Objective):
     Differs from the paper: the mean over the batch, as torch has it, not the sum.
     """
 
+    rowwise = True
     feedback: Tensor
 
     def bind(self, spec: Spec, labels: Labels) -> None:
@@ -45,7 +47,7 @@ class TargetFeedback(Objective):
         assert y is not None
         target = y if self.labels.num_classes is None else self.labels.smoothed(y)
         wanted = target.to(self.feedback.dtype).flatten(1 if target.dim() > 1 else 0).view(len(y), -1) @ self.feedback
-        return self.labels.mean((view.h.flatten(1) * wanted).sum(1), y)
+        return label_mean(self.labels, (view.h.flatten(1) * wanted).sum(1), view)
 
 
 class ErrorFeedback(Objective):

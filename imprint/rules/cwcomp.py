@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..objectives import ChannelGroups, Objective
 from .rule import Rule, register_rule
@@ -17,6 +18,8 @@ class CwComp(Rule):
     active: forward-forward without negatives, without a head and without a second pass. Activities of all layers add
     up in ``manager.predict(x, by="local")``. Every unit needs at least as many channels as there are classes.
 
+    In a graph modules that declare a data objective keep it; the channels of the others compete at each emission.
+
     Optimizer: Adam, lr 5e-4.
 
     Reference: Papachristodoulou et al., Channel-wise Competitive Learning for the Forward-Forward Algorithm (2024),
@@ -26,6 +29,12 @@ class CwComp(Rule):
     schedule of layers.
     """
 
+    worlds: ClassVar[tuple[str, ...]] = ("layers", "graph")
+
     def objective(self) -> Objective:
         """One group of channels a class."""
         return ChannelGroups()
+
+    def filling(self) -> str:
+        """The same objective on each module's output."""
+        return "ce"

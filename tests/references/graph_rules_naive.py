@@ -169,8 +169,34 @@ def crossed(logits: Tensor, label: Tensor) -> Tensor:
 # -- local_ce
 
 
-def local_ce(cells: list[Cell], batch: Batch, update: Any, declared: bool) -> None:
-    """Every module classifies its own output: through a head, the last one directly if its loss is `declared`."""
+def headed(cell: Cell, out: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy of a head on one row."""
+    return crossed(out @ cell.w["m"].T + cell.w["b"], label)
+
+
+def grouped(cell: Cell, out: Tensor, label: Tensor, classes: int = 3) -> Tensor:
+    """Features in order, one group a class, the first ones larger; the right group is to be the most active."""
+    sizes = [len(out) // classes + (k < len(out) % classes) for k in range(classes)]
+    means, start = [], 0
+    for size in sizes:
+        means.append((out[start : start + size] ** 2).sum() / size)
+        start += size
+    return crossed(torch.stack(means), label)
+
+
+def projected(feedback: Tensor) -> Callable[[Cell, Tensor, Tensor], Tensor]:
+    """The output along its label's row of a fixed matrix, ``[classes, D]``."""
+    return lambda cell, out, label: (out * feedback[int(label)]).sum()
+
+
+def local_ce(
+    cells: list[Cell], batch: Batch, update: Any, declared: bool,
+    losses: list[Callable[[Cell, Tensor, Tensor], Tensor]] | None = None,
+) -> None:  # fmt: skip
+    """Every module learns from its own output: through a head (or by its own of `losses`), one row after the other.
+
+    The last one classifies directly if its loss is `declared`.
+    """
     for cell in cells:
         cell.start(len(batch.x))
     for t in range(batch.ticks):
@@ -179,8 +205,9 @@ def local_ce(cells: list[Cell], batch: Batch, update: Any, declared: bool) -> No
             incoming, before = cell.tick(value, alive)
             _, out = cell.run(incoming, before)
             direct = declared and i == len(cells) - 1
-            logits = out if direct else out @ cell.w["m"].T + cell.w["b"]
-            rows = [crossed(logits[r], batch.y[r]) for r in range(len(alive)) if alive[r]]
+            own = headed if losses is None else losses[i]
+            of = (lambda cell, out, label: crossed(out, label)) if direct else own
+            rows = [of(cell, out[r], batch.y[r]) for r in range(len(alive)) if alive[r]]
             cell.gathered.append(torch.stack(rows).sum() / pairs(batch, t, update))
             value = cell.held
             if ends(t, batch.ticks, update):

@@ -287,3 +287,28 @@ def test_one_context_row_a_class_equals_one_row_a_sample(optimizer: str) -> None
     for loss in ("v1", "v9", "v14", "v15"):
         assert nets.furthest(run(False, loss), run(True, loss)) < SAME
     assert nets.furthest(run(False, "v1"), start) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_direct_feedback_through_the_downstream_jacobians_is_backpropagation(optimizer: str) -> None:
+    """Of a linear net they are products of its weights; set anew before every step."""
+    torch.manual_seed(0)
+    start = nn.Sequential(*(nn.Linear(a, b) for a, b in ((6, 8), (8, 7), (7, 9), (9, 3)))).double()
+    data = nets.batches("dense")
+
+    def run(rule: str, exact: bool = False) -> nn.Module:
+        model = copy.deepcopy(start)
+        manager = attached(model, rule, optimizer, num_classes=3).bind(*data[0])
+        for x, y in data:
+            if exact:
+                through = torch.eye(3).double()
+                for i in (3, 2, 1):
+                    through = through @ model[i].weight.detach()
+                    manager.units[str(i - 1)].unit.objective.feedback.copy_(through)
+            manager.step(x, y)
+        return model
+
+    backprop = run("backprop")
+    assert nets.furthest(run("dfa", exact=True), backprop) < SAME
+    assert nets.furthest(run("dfa"), backprop) > 1e-3
+    assert nets.furthest(backprop, start) > 1e-3

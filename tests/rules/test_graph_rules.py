@@ -11,10 +11,20 @@ from torch import Tensor
 
 import imprint
 from imprint import Graph, Module, Source, Targets, attach, protos
+from imprint.credit import ETrace, Instant, Unrolled, Window
 from imprint.managers import GraphManager
 
 from references import descent
-from references.graph_rules_naive import Batch, Cell, cells_of, local_ce, predict_input, sigprop
+from references.graph_rules_naive import (
+    Batch,
+    Cell,
+    cells_of,
+    grouped,
+    local_ce,
+    predict_input,
+    projected,
+    sigprop,
+)
 
 F64 = torch.float64
 ROWS, TICKS, WIDTH, CLASSES, LR = 5, 6, 2, 3, 0.05
@@ -110,6 +120,56 @@ def test_local_ce(order: tuple[str, str], optimizer: str, update: Any, ragged: b
     assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-8
 
 
+def losses_of(rule: str, manager: GraphManager) -> list[Any]:
+    """Of both modules, by hand."""
+    if rule == "cwcomp":
+        return [grouped, grouped]
+    found = [manager.filled.get(f"{n}.head") for n in ("first", "second")]
+    return [None if term is None else projected(term.objective.feedback) for term in found]
+
+
+@pytest.mark.parametrize("rule", ["cwcomp", "drtp"])
+@pytest.mark.parametrize(("order", "optimizer", "update", "ragged", "how"), TARGETS)
+def test_objectives_without_a_head(
+    rule: str, order: tuple[str, str], optimizer: str, update: Any, ragged: bool, how: str
+) -> None:
+    declared = how == "declared"
+    graph = built(order, declared)
+    manager, cells = attached(graph, rule, optimizer, update)
+    before = weights(graph)
+    for batch in batches(ragged):
+        graph.rollout(fed(batch))
+        local_ce(cells, batch, update, declared, losses_of(rule, manager))
+    assert distance(manager, cells) < 1e-9 and least_move(graph, before) > 1e-8
+
+
+CREDITS = {"instant": Instant(), "window": Window(2), "traces": ETrace("d_rtrl"), "unrolled": Unrolled()}
+
+
+@pytest.mark.parametrize("rule", ["local", "local_ce", "cwcomp", "drtp", "predict_input"])
+@pytest.mark.parametrize("credit", CREDITS)
+def test_every_rule_takes_every_credit(rule: str, credit: str) -> None:
+    """On one tick all credits are the same gradient; on more they are not, where there is a state."""
+
+    def learned(credit: str, ticks: int) -> dict[str, Tensor]:
+        graph = built(("gru", "mlp"), True)
+        sgd = lambda p: torch.optim.SGD(p, LR)
+        torch.manual_seed(1)
+        manager = attach(graph, rule, num_classes=CLASSES, optimizer=sgd, credit=CREDITS[credit], update="rollout")
+        manager.bind(fed(batches(False)[0]))
+        for batch in batches(False):
+            graph.rollout(fed(Batch(batch.x[:, :ticks], batch.y, [ticks] * ROWS)))
+        return weights(graph)
+
+    first = 2 if rule == "predict_input" else 1  # it has nothing to predict on one tick
+    one, other = learned(credit, first), learned("instant", first)
+    far = lambda a, b: max(float((a[k] - b[k]).abs().max()) for k in a)
+    if first == 1:
+        assert far(one, other) < 1e-12
+    more = far(learned(credit, TICKS), learned("instant", TICKS))
+    assert more < 1e-12 if credit == "instant" else more > 1e-7
+
+
 @pytest.mark.parametrize(("order", "optimizer", "update", "ragged"), [case(*c) for c in CASES])
 def test_predict_input(order: tuple[str, str], optimizer: str, update: Any, ragged: bool) -> None:
     """The source's next value is in the batch; that of a module comes a tick later, and so does the update."""
@@ -145,6 +205,8 @@ def whole(batch: Batch) -> Batch:
 Wrong = Callable[[list[Cell], Batch, Tensor], None]
 CONTROLS: dict[str, tuple[str, Any, Wrong]] = {
     "local_ce, another period": ("local_ce", 2, lambda c, b, s: local_ce(c, b, 3, False)),
+    "cwcomp, another period": ("cwcomp", 2, lambda c, b, s: local_ce(c, b, 3, False, [grouped, grouped])),
+    "cwcomp, padding counts": ("cwcomp", 2, lambda c, b, s: local_ce(c, whole(b), 2, False, [grouped, grouped])),
     "local_ce, padding counts": (
         "local_ce", 2, lambda c, b, s: local_ce(c, whole(b), 2, False)
     ),
