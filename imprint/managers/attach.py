@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.amp import GradScaler
 
 from ..credit import Credit
 from ..errors import ArgumentError, CoverageError, StateError, UnknownNameError, did_you_mean
@@ -39,6 +40,7 @@ def attach(
     credit: Credit | None = None,
     update: Any = Auto,
     block_size: int = 1,
+    scaler: GradScaler | None = None,
     num_classes: int | None = None,
     labels: Labels | None = None,
     layers: Layers = None,
@@ -74,6 +76,8 @@ def attach(
             equal numbers: ``"immediate"`` steps each unit in the forward, which takes the least memory (Auto);
             ``"deferred"`` finds gradients in the forward and steps all units after it; ``"summed"`` differentiates the
             sum of all losses in one backward pass after it.
+        scaler: a ``torch.amp.GradScaler`` for steps under float16 autocast: losses are scaled up before they are
+            differentiated, a unit whose gradient overflows rests in that step, and the scale follows.
         block_size: that many neighbouring layers of one rule, under one parent, are one unit with one local loss.
         num_classes: of the labels; None reads it off the model's output, or means regression for floating targets.
         labels: the same with class weights, ``ignore_index`` and label smoothing.
@@ -110,7 +114,7 @@ def attach(
         given = {
             "labels": labels, "layers": layers, "exclude": exclude or None, "signal": signal, "context_at": context_at,
             "task_loss": task_loss, "example": example, "accumulate": None if accumulate == 1 else accumulate,
-            "strict": None if strict else strict, "block_size": None if block_size == 1 else block_size,
+            "strict": None if strict else strict, "block_size": None if block_size == 1 else block_size, "scaler": scaler,
         }  # fmt: skip
         _refuse("attach to a graph", given, "they are for layers of a model")
         made_rule = resolve(rule or "local", **options)  # type: ignore[arg-type]
@@ -124,6 +128,9 @@ def attach(
     _check_model(model)
     _refuse("attach to layers", {"credit": credit}, "they are for graphs")
     _check_update(update)
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        example_scaler = "scaler=torch.amp.GradScaler('cuda')"
+        raise ArgumentError("attach", "scaler= is no torch.amp.GradScaler", got=repr(scaler), fix=example_scaler)
     _check_options(rule, options)
     _check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes, block_size=block_size)
     _check_builders(optimizer=optimizer, scheduler=scheduler, task_loss=task_loss)
@@ -163,7 +170,7 @@ def attach(
     check_disjoint(model, phase.agents)
     made = Options(
         meaning, optimizer, scheduler, grad_clip, left_out, task_loss, strict, accumulate, signal, context_at,
-        "immediate" if update is Auto else update,
+        "immediate" if update is Auto else update, scaler,
     )  # fmt: skip
     phase.keeps = made.update == "summed"
     manager = Manager(model, phase, made, context, metrics)

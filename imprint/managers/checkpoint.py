@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .manager import Manager
 
 FORMAT = 1
-KEYS = {"format", "rules", "options", "bound", "model", "units", "signal", "steps", "gathered", "rng"}
+KEYS = {"format", "rules", "options", "bound", "model", "units", "signal", "steps", "gathered", "rng", "scaler"}
 UNIT = {"objective", "optimizers", "schedulers", "carry", "ticks", "frozen"}
 SAME = ("num_classes", "target", "opened", "task", "frozen", "orphans")
 WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
@@ -42,6 +42,7 @@ def state_dict(manager: Manager) -> dict[str, Any]:
         "model": manager.model.state_dict(),
         "units": units, "signal": manager.context.stream.state_dict() if manager.context else {},
         "steps": manager.steps, "gathered": manager.gathered, "rng": random_state(),
+        "scaler": manager.scaled.scaler.state_dict() if manager.scaled is not None else {},
     })  # fmt: skip
 
 
@@ -110,6 +111,7 @@ def _options(manager: Manager) -> dict[str, Any]:
         "task_loss": None if loss is None else str(getattr(loss, "__qualname__", type(loss).__qualname__)),
         "weight": None if weight is None else weight.tolist(),
         "label_smoothing": labels.label_smoothing, "ignore_index": labels.ignore_index,
+        "scaler": options.scaler is not None,
     }  # fmt: skip
 
 
@@ -215,6 +217,8 @@ def _load(manager: Manager, state: dict[str, Any]) -> None:
         prop.carry = None if carry is None else {k: kept(v).to(prop.params[k]) for k, v in carry.items()}
         prop.ticks = saved["ticks"]
     manager.steps, manager.gathered = state["steps"], state["gathered"]
+    if manager.scaled is not None:
+        manager.scaled.scaler.load_state_dict(state["scaler"])
     set_random_state(state["rng"])
 
 

@@ -143,7 +143,9 @@ class Sum:
     """While it is entered, losses of a manager's units wait; as it is left, their sum is differentiated."""
 
     def __init__(self, manager: Manager) -> None:
-        self.props = [prop for prop in manager.propagators.values() if prop.diff is eager]  # an audit has its own
+        plain = eager if manager.scaled is None else manager.scaled.diff
+        self.scaled, self.plain = manager.scaled, plain
+        self.props = [prop for prop in manager.propagators.values() if prop.diff == plain]  # an audit has its own
         self.losses: list[Tensor] = []
         self.wanted: dict[int, Tensor] = {}
 
@@ -154,7 +156,7 @@ class Sum:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         for prop in self.props:
-            prop.diff = eager
+            prop.diff = self.plain
         if kind is None:
             self.differentiate()
 
@@ -174,6 +176,7 @@ class Sum:
             return
         with torch.enable_grad():
             total = torch.stack([loss.reshape(()) for loss in losses]).sum()
+            total = total if self.scaled is None else self.scaled.scaled(total)
         found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
         grads = dict(zip(wanted, found, strict=True))
         for prop in self.props:

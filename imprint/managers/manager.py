@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 
 from ..credit import detach
 from ..data.batches import Source
-from ..errors import LabelError, StateError
+from ..errors import ArgumentError, LabelError, StateError
 from ..monitors.metric import Metric, gather
 from ..objectives import Labels
 from ..propagators import Propagator
 from ..propagators.buffers import Buffers
+from ..propagators.scaled import ScaledHost
 from ..propagators.switch import learning_enabled
 from . import checkpoint, evaluation
 from .agent import Phase
@@ -60,9 +61,12 @@ class Manager:
         self.hung: list[Hung] = []
         self.buffers = Buffers([model])
         self.compiled: CompiledStep | None = None
+        self.scaled = None if options.scaler is None else ScaledHost(options.scaler)
         self.probes = {m.name: m for m in metrics}
         for prop in self.propagators.values():
             prop.probes = list(metrics)
+            if self.scaled is not None:
+                prop.host, prop.diff = self.scaled, self.scaled.diff
 
     @property
     def propagators(self) -> dict[str, Propagator]:
@@ -147,6 +151,8 @@ class Manager:
             output = learn(self, Inputs.of(x), y, share)
             if due:
                 self.update()
+            if self.scaled is not None:
+                self.scaled.finish()
         return output
 
     def update(self) -> None:
@@ -199,6 +205,11 @@ class Manager:
           x [5, 4] float32, y [5] int64: learns
         >>> compiled.close()
         """
+        if self.scaled is not None:
+            raise ArgumentError(
+                "manager.compile", "steps through a scaler depend on whether a gradient overflowed", got="scaler=",
+                fix="attach without scaler=; bfloat16 needs none",
+            )  # fmt: skip
         made = CompiledStep(self, backend, codegen, on_shape, on_stale, fallback, allow_emulation)
         self.phase.require_idle("manager.compile")
         if self.compiled is not None:

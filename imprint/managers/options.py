@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten
 
@@ -37,6 +38,7 @@ class Options:
     signal: nn.Module | None = None
     context_at: str | None = None
     update: str = "immediate"
+    scaler: GradScaler | None = None
 
     def equip(self, prop: Propagator, params: Params, rule: Rule, task: bool = False) -> list[Any]:
         """Give `prop` its parameters, optimizer and clipping; returns its schedulers. Does it learn from the `task`?

@@ -38,16 +38,25 @@ class Host:
                 fix="keep roots, logarithms and norms in its loss away from zero",
             )  # fmt: skip
 
+    def ready(self, prop: Propagator, grads: Params) -> Params:
+        """Gradients as they are to be clipped and stepped with."""
+        return grads
+
     def step(self, prop: Propagator, grads: Params) -> None:
         """Step every optimizer, and leave ``.grad`` None on all `grads`' parameters."""
         self.step_all(prop.optimizers, {prop.params[k]: g for k, g in grads.items()})
 
     @staticmethod
-    def step_all(optimizers: Iterable[Optimizer], grads: Mapping[Tensor, Tensor]) -> None:
-        """Step these, with gradients by parameter."""
+    def put(grads: Mapping[Tensor, Tensor]) -> None:
+        """Gradients by parameter, where optimizers look for them."""
         for p, g in grads.items():
             # a fused optimizer walks both tensors by the same memory order
             p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+
+    @classmethod
+    def step_all(cls, optimizers: Iterable[Optimizer], grads: Mapping[Tensor, Tensor]) -> None:
+        """Step these, with gradients by parameter."""
+        cls.put(grads)
         try:
             for optimizer in optimizers:
                 optimizer.step()

@@ -112,6 +112,7 @@ class Propagator(nn.Module):
         """Clip, step every optimizer, and leave ``.grad`` None on all `grads`' parameters."""
         if not grads:
             return
+        grads = self.host.ready(self, grads)
         for probe in self.probes:
             probe.updating(self, grads)
         if self.grad_clip is not None:
