@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from dataclasses import dataclass
+from time import perf_counter, process_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,28 @@ def cosine_every(steps: int) -> int:
     return max(1, steps // 10)
 
 
+@dataclass(frozen=True)
+class Time:
+    """Seconds by the clock on the wall, and seconds of the processor in this process, all threads together.
+
+    Other programs make the first ones longer, and hardly the second.
+    """
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    @classmethod
+    def now(cls) -> Time:
+        """Both, from an arbitrary start."""
+        return cls(perf_counter(), process_time())
+
+    def __add__(self, other: Time) -> Time:
+        return Time(self.wall + other.wall, self.processor + other.processor)
+
+    def __sub__(self, other: Time) -> Time:
+        return Time(self.wall - other.wall, self.processor - other.processor)
+
+
 class Cosine(Alignment):
     r"""Mean cosine between a unit's gradient and backpropagation's of the plain task loss, whatever it is trained by.
 
@@ -39,36 +62,41 @@ class Cosine(Alignment):
         every: measure one update in so many.
 
     Attributes:
-        seconds: what measuring has taken since it was last asked.
+        took: what measuring has taken since it was last asked.
     """
 
     name = "cosine"
 
     def __init__(self, loss: Callable[[Any, Tensor], Tensor], every: int) -> None:
         super().__init__(every)
-        self.loss, self.seconds = loss, 0.0
+        self.loss, self.took = loss, Time()
 
     def started(self, learner: Learner, x: Any, y: Tensor | None) -> None:
         """As the monitor ``"alignment"``, with the plain loss, and with an eye on the clock."""
-        start = perf_counter()
+        start = Time.now()
         seen: Any = SimpleNamespace(
             model=learner.model, labels=learner.labels, steps=learner.steps, gathered=learner.gathered,
             task_loss=self.loss,
         )  # fmt: skip
         super().started(seen, x, y)
         _wait(y)
-        self.seconds += perf_counter() - start
+        self.took += Time.now() - start
 
-    def spent(self) -> float:
-        """The seconds, which start at zero again."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
+    def spent(self) -> Time:
+        """What it took, which starts at zero again."""
+        took, self.took = self.took, Time()
+        return took
 
 
 class Clock(Metric):
-    """Mean seconds of a learning step, without what :class:`Cosine` takes; a column of ``"task"``."""
+    """Mean seconds of a learning step, without what :class:`Cosine` takes: columns of ``"task"``."""
 
     name = "seconds"
+
+    def tell(self, took: Time) -> None:
+        """One step more."""
+        self.add("task", took.wall, column="seconds")
+        self.add("task", took.processor, column="processor")
 
 
 class Timed(Samples):
@@ -94,10 +122,10 @@ class Timed(Samples):
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         for batch in super().__iter__():
-            start = perf_counter()
+            start = Time.now()
             yield batch
             _wait(batch[1])
-            self.clock.add("task", perf_counter() - start - (self.cosine.spent() if self.cosine else 0.0))
+            self.clock.tell(Time.now() - start - (self.cosine.spent() if self.cosine else Time()))
 
 
 def _wait(y: Tensor | None) -> None:

@@ -68,7 +68,7 @@ def curves(rows: Sequence[Row]) -> Figure:
     """Mean test accuracy after each epoch; the legend is in the order of the last."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8, max(4.5, 0.8 + 0.21 * len(rows))), dpi=110, layout="constrained")
     axes = figure.subplots()
     others = [row.label for row in rows if row.label not in BASELINES]
     for row in sorted(rows, key=lambda row: -row.curve[-1]):
@@ -76,7 +76,8 @@ def curves(rows: Sequence[Row]) -> Figure:
         axes.plot(
             range(1, len(row.curve) + 1), [100 * v for v in row.curve], marker="." if len(row.curve) < 30 else "",
             label=f"{row.label}  {100 * row.curve[-1]:.1f}", zorder=3 if own else 2,
-            linestyle=BLACK.get(row.label, "-"), linewidth=1.8 if own else 1.4,
+            linestyle=BLACK[row.label] if own else "-" if others.index(row.label) < 20 else "-.",
+            linewidth=1.8 if own else 1.4,
             color="black" if own else colour(others.index(row.label), len(others)),
         )  # fmt: skip
     axes.set_xlabel("epochs")
@@ -120,7 +121,7 @@ def costs(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(8, 0.9 + 0.28 * len(rows)), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, scale, name in zip(
-        panels, ("seconds", "peak bytes"), (1, 1e-6), ("seconds a run", "MB a step"), strict=True
+        panels, (rows[0].steadiest, "peak bytes"), (1, 1e-6), (f"{rows[0].steadiest} a run", "MB a step"), strict=True
     ):
         values = [scale * statistics.fmean(row.values(key)) for row in rows]
         colors = ["black" if row.label in BASELINES else "#4878a8" for row in rows]

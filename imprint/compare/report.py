@@ -18,6 +18,7 @@ chosen, and test samples were looked at for these figures alone. torch {torch}, 
 NOTES = """
 *accuracy*: of the model's output on all test samples after the last epoch, in per cent; mean ± standard deviation over
 seeds. *by the units*: of the units' own scores, summed, where they have any. *seconds*: of all learning steps of a run;
+the ratio beside them is that of the processor's seconds, which other programs hardly touch (on CUDA of the clock's).
 *MB*: the most that tensors of one step take at once, beside weights, their optimizer's state and the batch.
 
 `backprop`, `deep_supervision` (backpropagation of the task loss and of a linear classifier on every unit, summed) and
@@ -110,7 +111,7 @@ def main_table(rows: list[Row]) -> str:
         optimizers = dict.fromkeys(o for run in row.runs for o in run["optimizers"])
         cells.append([
             row.label, spread(row.values("accuracy"), 100) + note, spread(row.values("local"), 100),
-            spread(row.values("seconds"), digits=1), _ratio(row, base, "seconds"),
+            spread(row.values("seconds"), digits=1), _ratio(row, base, row.steadiest),
             f"{statistics.fmean(row.values('peak bytes')) / 1e6:.1f}", _ratio(row, base, "peak bytes"),
             ", ".join(optimizers),
         ])  # fmt: skip

@@ -30,6 +30,12 @@ class Row:
         return [sum(v) if isinstance(v, list) else v for v in found if v is not None]
 
     @property
+    def steadiest(self) -> str:
+        """Which seconds to compare: the processor's, which other programs hardly touch; of CUDA runs the clock's."""
+        cuda = any(run["settings"]["device"].startswith("cuda") for run in self.runs)
+        return "seconds" if cuda else "processor seconds"
+
+    @property
     def curve(self) -> list[float]:
         """Mean test accuracy after each epoch."""
         return [statistics.fmean(values) for values in zip(*(run["curve"] for run in self.runs), strict=True)]

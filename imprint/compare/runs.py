@@ -127,6 +127,7 @@ class Run:
             "accuracy": history.epochs[-1].val["accuracy"],
             "train curve": [epoch.train.get("accuracy") for epoch in history.epochs],
             "seconds": [epoch["task"]["seconds"] * steps for epoch in units],
+            "processor seconds": [epoch["task"]["processor"] * steps for epoch in units],
             "cosine": {name: [epoch.get(name, {}).get("cosine") for epoch in units] for name in cosines},
         }
 

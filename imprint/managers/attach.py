@@ -114,7 +114,8 @@ def attach(
         given = {
             "labels": labels, "layers": layers, "exclude": exclude or None, "signal": signal, "context_at": context_at,
             "task_loss": task_loss, "example": example, "accumulate": None if accumulate == 1 else accumulate,
-            "strict": None if strict else strict, "block_size": None if block_size == 1 else block_size, "scaler": scaler,
+            "strict": None if strict else strict, "block_size": None if block_size == 1 else block_size,
+            "scaler": scaler,
         }  # fmt: skip
         _refuse("attach to a graph", given, "they are for layers of a model")
         made_rule = resolve(rule or "local", **options)  # type: ignore[arg-type]

@@ -57,13 +57,7 @@ class StepHost(Host):
 
     def step(self, prop: Propagator, grads: Params) -> None:
         """By maths; gradients of optimizers that have none are kept until after the step."""
-        by_param = {prop.params[k]: g for k, g in grads.items()}
-        for optimizer in prop.optimizers:
-            if id(optimizer) not in self.steps.left:
-                self.steps.step(optimizer, by_param, self.going)
-                continue
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            names = [k for k in grads if id(prop.params[k]) in held]
+        for optimizer, names in self.steps.step_those(prop.optimizers, prop.params, grads, self.going):
             for k in names:
                 slot = self.store.hold(f"{prop.name}: gradient of {k}", grads[k])
                 self.kept.append((slot, grads[k]))

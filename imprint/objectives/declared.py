@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ShapeError
 from ..utils import is_number
 from .labels import Labels
-from .objective import Objective, Spec, Target, View
+from .objective import Objective, Spec, View
 
 
 def row_mean(losses: Tensor, valid: Tensor | None) -> Tensor:

@@ -48,10 +48,10 @@ class Plasticity(Objective):
     @torch.no_grad()
     def change(self, synapse: Synapse) -> Tensor:
         r""":math:`\Delta W` of one weight."""
-        weight, o = synapse.weight.detach(), synapse
-        u = by_group(o.out.detach(), o.dims, o.groups)
+        weight, o = synapse.weight.detach(), synapse.operation
+        u = by_group(synapse.out.detach(), o.dims, o.groups)
         s = self.post(u)
-        grown = outer_sum(o.x, s, weight, o.dims, o.stride, o.padding, o.dilation, o.groups)
+        grown = outer_sum(synapse.x, s, weight, o.dims, o.stride, o.padding, o.dilation, o.groups)
         d = self.decay(s, u)
         if d is not None:
             grown = grown - d.sum((0, 3)).view(-1, *[1] * (weight.dim() - 1)) * weight

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -17,28 +16,27 @@ class Synapse:
     """One product with a weight that ran in a unit on its data.
 
     Attributes:
-        x: its input, detached.
-        weight: the parameter, ``[out, in]`` or ``[out, in / groups, *kernel]``.
-        out: its output (bias included), with its graph.
-        bias: or None.
-        stride, padding, dilation, groups: of a convolution.
-        dims: of space; 0 for ``F.linear``.
+        operation: ``F.linear`` or a convolution, with its arguments.
+        out: what it gave (bias included), with its graph.
     """
 
-    x: Tensor
-    weight: Tensor
+    operation: Linear
     out: Tensor
-    bias: Tensor | None = None
-    stride: Any = 1
-    padding: Any = 0
-    dilation: Any = 1
-    groups: int = 1
-    dims: int = 0
+
+    @property
+    def x(self) -> Tensor:
+        """Its input, detached."""
+        return self.operation.input.detach()
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter, ``[out, in]`` or ``[out, in / groups, *kernel]``."""
+        return self.operation.weight
 
     @property
     def conv(self) -> bool:
         """Is it a convolution?"""
-        return self.dims > 0
+        return self.operation.dims > 0
 
 
 class Recorder(Operations):
@@ -58,10 +56,7 @@ class Recorder(Operations):
     def linear(self, operation: Linear) -> Tensor:
         """Run it, and note it."""
         out = operation.run()
-        o = operation
-        self.seen.append(
-            Synapse(o.input.detach(), o.weight, out, o.bias, o.stride, o.padding, o.dilation, o.groups, o.dims)
-        )
+        self.seen.append(Synapse(operation, out))
         return out
 
 

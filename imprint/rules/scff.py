@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ..functional.normalize import rms_normalize
 from ..objectives import Objective, PairGoodness
 from ..signals.pairs import PairStream
 from ..signals.stream import ContextStream
-from .rule import Rule, register_rule
+from .forward_forward import ForwardForward
+from .rule import register_rule
 
 
 @register_rule("scff")
 @dataclass(frozen=True)
-class SCFF(Rule):
+class SCFF(ForwardForward):
     r"""Self-contrastive forward-forward: high goodness for a sample with itself, low for it with another one.
 
     :math:`L = \mathrm{softplus}(\theta - g(x_k, x_k)) + \mathrm{softplus}(g(x_k, x_n) - \theta)`, with
@@ -35,21 +32,10 @@ class SCFF(Rule):
     normalisation to mean square 1.
     """
 
-    goodness: str = "mean"
-    threshold: float | None = None
-    normalize: bool = True
-
-    def __post_init__(self) -> None:
-        self.objective()
-
     def objective(self) -> Objective:
         """Goodness of the context stream's two halves."""
         return PairGoodness(self.goodness, self.threshold)
 
-    def entry(self) -> Callable[[Tensor], Tensor] | None:
-        """Normalisation to mean square one."""
-        return rms_normalize if self.normalize else None
-
-    def stream(self) -> ContextStream | None:
+    def stream(self) -> ContextStream:
         """Pairs of samples."""
         return PairStream()

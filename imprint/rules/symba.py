@@ -50,6 +50,6 @@ class SymBa(Rule):
         """Normalisation to mean square one."""
         return rms_normalize if self.normalize else None
 
-    def stream(self) -> ContextStream | None:
+    def stream(self) -> ContextStream:
         """Positives and negatives."""
         return LabelOverlay()

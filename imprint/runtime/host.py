@@ -59,16 +59,10 @@ class Device(Host):
 
     def step(self, prop: Propagator, grads: Params) -> None:
         """By maths; optimizers that have none are left for after the block, their gradients kept."""
-        by_param = {prop.params[k]: g for k, g in grads.items()}
-        for optimizer in prop.optimizers:
-            if id(optimizer) not in self.steps.left:
-                self.steps.step(optimizer, by_param, self.going)
-                continue
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            mine = {k: g for k, g in grads.items() if id(prop.params[k]) in held}
-            kept = {k: self.store.hold(f"{prop.name}: step of {k}", g) for k, g in mine.items()}
+        for optimizer, names in self.steps.step_those(prop.optimizers, prop.params, grads, self.going):
+            kept = {k: self.store.hold(f"{prop.name}: step of {k}", grads[k]) for k in names}
             self.left.append((optimizer, kept, prop))
-            self.kept += [(self.store[f"{prop.name}: step of {k}"], g) for k, g in mine.items()]
+            self.kept += [(kept[k], grads[k]) for k in names]
 
     def writes(self, tick: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What is known at the end of a block whose first tick has that number."""

@@ -28,7 +28,7 @@ class Run:
     Attributes:
         start: the model before.
         model: the model after.
-        parts: copies of the objectives before.
+        parts, signal: copies of the objectives and of the context stream before.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Run:
         self.manager = imprint.attach(self.model, rule, **options)
         self.manager.bind(*self.batches[0])
         self.parts = [copy.deepcopy(u.unit.objective) for u in self.manager.units.values() if not u.open]
+        self.signal = copy.deepcopy(self.manager.context.stream) if self.manager.context else None
         torch.manual_seed(7)
         self.outputs = [self.manager.step(x, y) for x, y in self.batches]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,59 +11,14 @@ from torch import Tensor, nn
 
 import imprint
 
-from references import backprop, descent, drtp, forward_forward_paper, local_error_signals, nets, sigprop_attached
+from references import backprop, drtp, forward_forward_paper, local_error_signals, nets, sigprop_attached
+from references.attached import OPTIMIZERS, OTHER, SAME, Run
 
-SAME, OTHER = 1e-10, 1e-6
-OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "sgd": (functools.partial(torch.optim.SGD, lr=0.05), descent.SGD),
-    "adam": (functools.partial(torch.optim.Adam, lr=0.02), descent.Adam),
-}
 setups = pytest.mark.parametrize(
     "net,norm,optimizer",
     [(net, norm, opt) for net in ("dense", "conv") for norm in (False, True) for opt in OPTIMIZERS],
     ids=lambda v: {True: "norm", False: "plain"}.get(v, v) if isinstance(v, bool) else v,
 )
-
-
-class Run:
-    """A rule trained on a chain, and all that a reference needs to start from the same place."""
-
-    def __init__(
-        self, rule: str, net: str, norm: bool, optimizer: str, act: type[nn.Module] = nn.Tanh,
-        layers: tuple[str, ...] | None = ("0", "1", "2"), **options: Any,
-    ) -> None:  # fmt: skip
-        self.start = nets.chain(net, norm, act)
-        self.batches = nets.batches(net)
-        self.descent = OPTIMIZERS[optimizer][1]
-        self.model = copy.deepcopy(self.start)
-        made = OPTIMIZERS[optimizer][0]
-        self.manager = imprint.attach(
-            self.model, rule, num_classes=nets.CLASSES, layers=layers, optimizer=made, **options
-        )
-        self.manager.bind(*self.batches[0])
-        self.parts = [copy.deepcopy(u.unit.objective) for u in self.manager.units.values() if not u.open]
-        self.signal = copy.deepcopy(self.manager.context.stream) if self.manager.context else None
-        torch.manual_seed(7)
-        self.outputs = [self.manager.step(x, y) for x, y in self.batches]
-
-    def reference(self, train: Callable[..., None], *extra: Any, **options: Any) -> nn.Sequential:
-        """The same chain trained by hand; `extra` stands between units and classifier."""
-        units, classifier = nets.split(self.start)
-        torch.manual_seed(7)
-        train(units, *extra, classifier, self.batches, self.descent, **options)
-        return nets.join(units, classifier)
-
-    def equals(self, other: nn.Module) -> None:
-        assert nets.furthest(self.model, other) < SAME
-        assert nets.furthest(self.model, self.start) > 1e-3
-
-    def differs(self, other: Callable[..., nn.Module], *controls: str, **options: Any) -> None:
-        """Controls are looked at under plain gradient descent: Adam sees no scale."""
-        if isinstance(self.manager.optimizers["task"], torch.optim.SGD):
-            for control in controls:
-                assert nets.furthest(self.model, other(control=control)) > OTHER, control
-            if options:
-                assert nets.furthest(self.model, other(**options)) > OTHER, options
 
 
 def local_errors(run: Run, *, control: str = "", beta: float, head: bool = True, project: bool = True) -> nn.Sequential:

@@ -117,6 +117,26 @@ class Steps:
         # as long as they live, no other tensor can have their id, which is what key() compares
         self._held = self.tensors()
 
+    def step_those(
+        self, optimizers: Iterable[torch.optim.Optimizer], params: Mapping[str, Tensor], grads: Mapping[str, Tensor],
+        ok: Tensor | None,
+    ) -> list[tuple[torch.optim.Optimizer, list[str]]]:  # fmt: skip
+        """One step of each that has maths; the others, with the names of their gradients.
+
+        Args:
+            params, grads: by name.
+            ok: as in :meth:`step`.
+        """
+        by_param = {params[k]: g for k, g in grads.items()}
+        left = []
+        for optimizer in optimizers:
+            if id(optimizer) not in self.left:
+                self.step(optimizer, by_param, ok)
+                continue
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            left.append((optimizer, [k for k in grads if id(params[k]) in held]))
+        return left
+
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, grads: Mapping[Tensor, Tensor], ok: Tensor | None) -> None:
         """One step of `optimizer`, for those of its parameters that have a gradient; in place.
