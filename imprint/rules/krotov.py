@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from ..objectives import Objective
 from ..objectives import Ranked as Ranked
+from .norm_scaled import NormScaled
 from .rule import Rule, register_rule
 
 
@@ -23,20 +29,32 @@ class Krotov(Rule):
     Args:
         k: rank of the unit that is pushed away.
         delta: how much.
+        lr: of a step, of which the layer's largest change is one; see :class:`imprint.rules.NormScaled`.
 
-    Optimizer: Adam, lr 5e-4.
+    Optimizer: NormScaled, lr 0.002.
 
     Reference: Krotov & Hopfield, Unsupervised learning by competing hidden units (2019), equations 3 and 9.
-    Differs from the paper: the norm is p = 2 and weights come to length R = 1; means over rows and positions; Adam,
-    not a step that is scaled to the largest change.
+    Differs from the paper: the norm is p = 2 and weights come to length R = 1; a constant lr, not one that falls from
+    0.02 to zero; what lies outside the units learns at the same time, with Adam, lr 5e-4.
     """
 
+    documented: ClassVar[tuple[type[Optimizer], float]] = (NormScaled, 0.002)
     k: int = 2
     delta: float = 0.4
+    lr: float = 0.002
 
     def __post_init__(self) -> None:
         self.objective()
+        self.optimizer([torch.ones(1)])
 
     def objective(self) -> Objective:
         """Changes by rank."""
         return Ranked(self.k, self.delta)
+
+    def optimizer(self, params: list[Tensor]) -> Optimizer:
+        """Steps whose largest change is lr."""
+        return NormScaled(params, self.lr, power=0.0)
+
+    def task_optimizer(self, params: list[Tensor]) -> Optimizer:
+        """Adam: the task loss is no Hebbian change."""
+        return super().optimizer(params)
