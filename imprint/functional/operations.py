@@ -10,9 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ..errors import CoverageError
 
 Func = Callable[..., Any]
 CONV: dict[Func, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+CLOSED = {
+    "multi_head_attention_forward", "gru", "lstm", "rnn_tanh", "rnn_relu", "gru_cell", "lstm_cell", "rnn_tanh_cell",
+    "rnn_relu_cell", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "bilinear", "matmul", "__matmul__",
+    "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
+}  # fmt: skip
+"""Operations that multiply with weights where nobody can look."""
 NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
@@ -52,6 +61,22 @@ class Operations(TorchFunctionMode):
     def other(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Anything else."""
         return func(*args, **kwargs)
+
+    def refuse_closed(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> None:
+        """Refuse products with one of the unit's weights that :meth:`linear` does not see.
+
+        Raises:
+            CoverageError: names the weight and the operation.
+        """
+        if getattr(func, "__name__", "") not in CLOSED:
+            return
+        for v in tree_leaves((args, kwargs)):
+            if isinstance(v, Tensor) and v.dim() > 1 and id(v) in self.names:
+                raise CoverageError(
+                    f"weight {self.names[id(v)]!r}", f"{func.__name__} multiplies with it inside, where {what}",
+                    expected="nn.Linear or a convolution", got=func.__name__,
+                    fix="write it with nn.Linear layers, give the unit another rule, or exclude= the weight",
+                )  # fmt: skip
 
 
 @dataclass(frozen=True)

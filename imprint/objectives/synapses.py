@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from ..functional.operations import Linear, Operations
+from ..functional.operations import Func, Linear, Operations
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,16 @@ class Recorder(Operations):
         self.seen.append(Synapse(operation, out))
         return out
 
+    def other(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Torch's own, unless a weight would be seen by nobody."""
+        self.refuse_closed(func, args, kwargs, "its input cannot be seen")
+        return func(*args, **kwargs)
+
 
 @contextmanager
-def recorded() -> Iterator[list[Synapse]]:
-    """All products with a weight that run inside the block."""
+def recorded(names: dict[int, str] | None = None) -> Iterator[list[Synapse]]:
+    """All products with a weight that run inside the block; `names` are the unit's own weights, by id."""
     recorder = Recorder()
+    recorder.names = names or {}
     with recorder:
         yield recorder.seen

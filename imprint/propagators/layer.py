@@ -193,9 +193,9 @@ class LayerUnit:
                 return self.call(p, x), ()
         if not self.objective.needs_synapses:
             return self.call(p, x), ()
-        with recorded() as seen:
+        own = {id(v): k for k, v in p.items()}
+        with recorded(own) as seen:
             out = self.call(p, x)
-        own = {id(v) for v in p.values()}
         return out, tuple([s for s in seen if id(s.weight) in own])
 
     def _together(self, p: Params, x: Call, context: Call) -> tuple[Tensor, Tensor]:

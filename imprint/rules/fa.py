@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
 from ..functional.backward import with_feedback
-from ..functional.operations import Linear, Operations
+from ..functional.operations import Func, Linear, Operations
 from .rule import Rule, register_rule
 
 KINDS = ("random", "usf", "brsf", "frsf")
@@ -37,6 +37,11 @@ class Feedback(Operations):
         with torch.no_grad():
             feedback = self.feedback(name, operation.weight)
         return with_feedback(operation, feedback)
+
+    def other(self, func: Func, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Torch's own, unless the error would come back through a weight itself."""
+        self.refuse_closed(func, args, kwargs, "the error comes back through the weight itself")
+        return func(*args, **kwargs)
 
     def feedback(self, name: str, weight: Tensor) -> Tensor:
         """B for one weight."""
@@ -70,8 +75,10 @@ class FA(Rule):
 
     Reference: Lillicrap et al., Random synaptic feedback weights support error backpropagation (2016); for the signs
     Liao, Leibo & Poggio, How Important Is Weight Symmetry in Backpropagation? (2016).
-    Differs from the paper: signs are scaled by 1 / sqrt(fan-in), so that errors keep their size; products of attention
-    that use no layer have their own derivative.
+    Differs from the paper: signs are scaled by 1 / sqrt(fan-in), so that errors keep their size.
+
+    Weights inside of ``nn.MultiheadAttention``, recurrent layers and transposed convolutions are out of reach, and
+    refused; of products without weights torch's own derivative is taken.
     """
 
     local: ClassVar[bool] = False

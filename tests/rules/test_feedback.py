@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import imprint
-from imprint.errors import ArgumentError
+from imprint.errors import ArgumentError, CoverageError
 from imprint.functional.backward import StraightThrough, with_feedback
 from imprint.functional.operations import Linear
 
@@ -231,3 +231,54 @@ def test_bad_options() -> None:
         imprint.rules.Pepita(0)
     with pytest.raises(ArgumentError, match="sign= is on or off"):
         imprint.objectives.ErrorFeedback(1)  # type: ignore[arg-type]
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x, x, x, need_weights=False)[0]
+
+
+class Recurs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.GRU(6, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x)[0]
+
+
+class Multiplies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Spreads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.ConvTranspose1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x)
+
+
+@pytest.mark.parametrize("rule", ["fa", "softhebb"])
+@pytest.mark.parametrize("kind", [Attends, Recurs, Multiplies, Spreads])
+def test_weights_that_cannot_be_reached_are_refused(rule: str, kind: type[nn.Module]) -> None:
+    """Else they would learn by another rule, or not at all, without a word."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(kind(), nn.Tanh()), nn.Flatten(), nn.Linear(24, 3))
+    before = copy.deepcopy(model.state_dict())
+    manager = imprint.attach(model, rule, layers=["0", "2"] if rule == "fa" else ["0"])
+    with pytest.raises(CoverageError, match="multiplies with it inside"):
+        manager.step(torch.randn(5, 4, 6), torch.randint(3, (5,)))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    plain = imprint.attach(copy.deepcopy(manager.detach()), "local_ce", layers=["0"])
+    plain.step(torch.randn(5, 4, 6), torch.randint(3, (5,)))
