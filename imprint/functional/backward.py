@@ -25,10 +25,12 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, feedback)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, feedback = ctx.saved_tensors
         (g,) = grads
-        return g @ feedback, g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]), None
+        to_x = (g @ feedback.to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        to_weight = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(g.dtype)
+        return to_x, to_weight.to(feedback.dtype), None
 
 
 class _Convolution(torch.autograd.Function):
@@ -45,10 +47,14 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight, feedback)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
         x, weight, feedback = ctx.saved_tensors
-        to_input = _gradients(grads[0], x, feedback, ctx.options, (True, False, False))[0]
-        return to_input, _gradients(grads[0], x, weight, ctx.options, (False, True, False))[1], None, None, None
+        g, to_x = grads[0], None
+        seen, through, own = (v.to(g.dtype) for v in (x, feedback, weight))
+        if ctx.needs_input_grad[0]:
+            to_x = _gradients(g, seen, through, ctx.options, (True, False, False))[0].to(x.dtype)
+        to_weight = _gradients(g, seen, own, ctx.options, (False, True, False))[1].to(weight.dtype)
+        return to_x, to_weight, None, None, None
 
 
 class _Through(torch.autograd.Function):
@@ -61,6 +67,22 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _ThroughInPlace(torch.autograd.Function):
+    """The same, written into x."""
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor) -> Tensor:
+        return x.copy_(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.mark_dirty(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -127,6 +149,7 @@ def _padded(o: Linear) -> Tensor:
 ACTIVATIONS = (
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh",
     "sigmoid", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "rrelu", "tanhshrink", "hardshrink", "softshrink",
+    "threshold", "clamp", "clamp_min", "clamp_max", "clip",
 )  # fmt: skip
 
 
@@ -138,6 +161,9 @@ def _activations() -> set[Callable[..., Any]]:
 
 class StraightThrough(Operations):
     """Elementwise activations give what they give, and let gradients through as if they were the identity.
+
+    Those are torch's without weights: ``relu`` and its kin, ``tanh``, ``sigmoid``, ``clamp``, ``threshold`` and others.
+    Softmax, PReLU, products of values and dropout keep their derivative.
 
     >>> x = torch.tensor([-1.0, 2.0], requires_grad=True)
     >>> with StraightThrough():
@@ -154,6 +180,10 @@ class StraightThrough(Operations):
         if func not in self.known or not args:
             return func(*args, **kwargs)
         x, *rest = args
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return func(*args, **kwargs)
+        before = x.detach().clone()
         with torch.no_grad():
-            value = func(x.detach().clone(), *rest, **kwargs)
-        return _Through.apply(x, value)
+            value = func(before, *rest, **kwargs)
+        # written in place, as a statement or for its value: both see it
+        return (_ThroughInPlace if value is before else _Through).apply(x, value)

@@ -71,12 +71,27 @@ class Operations(TorchFunctionMode):
         if getattr(func, "__name__", "") not in CLOSED:
             return
         for v in tree_leaves((args, kwargs)):
-            if isinstance(v, Tensor) and v.dim() > 1 and id(v) in self.names:
+            name = self.names.get(id(v)) or self.names.get(id(v._base) if isinstance(v, Tensor) else 0)
+            if isinstance(v, Tensor) and v.dim() > 1 and name is not None:
                 raise CoverageError(
-                    f"weight {self.names[id(v)]!r}", f"{func.__name__} multiplies with it inside, where {what}",
+                    f"weight {name!r}", f"{func.__name__} multiplies with it inside, where {what}",
                     expected="nn.Linear or a convolution", got=func.__name__,
                     fix="write it with nn.Linear layers, give the unit another rule, or exclude= the weight",
                 )  # fmt: skip
+
+    def refuse_made(self, operation: Linear, what: str) -> None:
+        """Refuse a weight that is made of parameters, as weight norms do.
+
+        Raises:
+            CoverageError: it has a graph, and is no parameter.
+        """
+        weight = operation.weight
+        if weight.requires_grad and not weight.is_leaf:
+            raise CoverageError(
+                f"a weight {tuple(weight.shape)}", f"it is made of other parameters, and {what}",
+                expected="parameters themselves in nn.Linear and convolutions", got=str(weight.grad_fn),
+                fix="take weight_norm, spectral_norm or the like off, or give the unit another rule",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

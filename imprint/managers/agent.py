@@ -142,7 +142,8 @@ class LayerAgent:
             return self.unit.call(self.prop.params, call)
 
     def _probe(self, call: Call) -> Tree:
-        if not self.calls and self.sample is None and self.unit.objective.needs_context:
+        objective = self.unit.objective
+        if not self.calls and self.sample is None and (objective.needs_context or objective.needs_synapses):
             self.sample = Call(_copy(call.args), _copy(call.kwargs))
         if not self.open:
             check_hidden(f"unit {self.prop.name!r}", "it is given", (call.args, call.kwargs))

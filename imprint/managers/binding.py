@@ -52,7 +52,8 @@ def build(manager: Manager, record: dict[str, Any]) -> None:
     params = dict(manager.model.named_parameters())
     anchor = next(iter(params.values()))
     take_sizes(manager, record)
-    depths = {name: i / max(1, len(manager.units) - 1) for i, name in enumerate(manager.units)}
+    learning = [n for n in record["order"] if manager.units[n].learns and n != record["opened"]]
+    depths = {name: i / max(1, len(learning) - 1) for i, name in enumerate(learning)}
     for name, agent in manager.units.items():
         saved = record["specs"][name]
         own = agent.unit.weights()[0]
@@ -62,7 +63,7 @@ def build(manager: Manager, record: dict[str, Any]) -> None:
             kind = (own.dtype, own.device)
             spec = Spec(
                 saved["shape"], saved["batch_dim"], *kind, record["target"], saved["channels_last"],
-                tuple(record["input"]), tuple(record["output"]), depths[name],
+                tuple(record["input"]), tuple(record["output"]), depths.get(name, 0.0),
             )  # fmt: skip
             try:
                 agent.unit.objective.bind(spec, labels)
@@ -132,6 +133,22 @@ class Unbuilt:
             module.__dict__.clear()
             module.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in attributes.items()})
         manager.options.labels = manager.task.unit.labels = self.labels  # type: ignore[union-attr]
+
+
+def require_reader(manager: Manager) -> None:
+    """Refuse targets that nothing would learn from.
+
+    Raises:
+        StateError: no unit needs them, and nothing learns from the task loss.
+    """
+    units = manager.units.values()
+    if manager.task.optimizers or any(a.open or a.unit.objective.needs_labels for a in units):
+        return
+    if any(a.learns_alone for a in units):
+        raise StateError(
+            "manager.step", "it is bound without targets, so that every unit learns on its own and none would read y",
+            fix="manager.bind(x, y), attach(..., num_classes=), or steps without y",
+        )  # fmt: skip
 
 
 def require_bound(manager: Manager, what: str) -> None:

@@ -197,10 +197,10 @@ def context_pass(units: list[Assigned], signal: nn.Module | None, labels: Labels
             )  # fmt: skip
         return None
     rule, stream = needing[0]
-    if len({(type(each), each.learned) for _, each in needing}) > 1:
+    if any(type(each) is not type(stream) or each.options() != stream.options() for _, each in needing):
         raise ArgumentError(
             "attach", "its rules need different context streams", got=names,
-            fix="use rules with one stream in one model, all with the same learned=",
+            fix="use rules with one stream in one model, all with the same learned= (or scale=)",
         )  # fmt: skip
     if signal is not None:
         if not stream.paired:
@@ -208,6 +208,11 @@ def context_pass(units: list[Assigned], signal: nn.Module | None, labels: Labels
                 "attach", "signal= has no place in this rule", got=names, fix="leave it out, or use the rule 'sigprop'"
             )
         stream = signal if isinstance(signal, type(stream)) else type(stream)(learned=True, project=signal)
+    if at is not None and not isinstance(stream, ClassContext):
+        raise ArgumentError(
+            "attach", f"the stream of rule {rule.name!r} starts at the model's input", got=f"context_at={at!r}",
+            fix="leave out context_at=, or use the rule 'sigprop'",
+        )  # fmt: skip
     if at is not None and stream.learned:
         raise ArgumentError(
             "attach", "a learned context starts at the model's input", got=f"context_at={at!r}",

@@ -104,7 +104,7 @@ def check_joined(phase: Phase, error: Exception | None = None) -> None:
                 raise CoverageError(
                     f"unit {agent.prop.name!r}", f"the model does not always run {path!r} next, on what it emits",
                     got=None if error is None else _first_line(error.__cause__ or error),
-                    fix=f"name the layers, so that none joins another: layers=[{agent.prop.name!r}, ...]",
+                    fix=f"name the layers, so that none joins another: layers=[{agent.prop.name!r}, ...], block_size=1",
                 ) from error  # fmt: skip
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from ..errors import CoverageError, DtypeError, LabelError, ShapeError
+from ..errors import CoverageError, DtypeError, ImprintError, LabelError, ShapeError
 from ..objectives import Labels
-from ..propagators.layer import primary, rows_are_independent, saved_bytes
+from ..propagators.layer import borrowed_buffers, primary, rows_are_independent, saved_bytes
 from .coverage import Coverage, Sight, classify, look
+from .explain import locate
 from .options import Inputs
 from .rows import batch_dims
 from .task import TaskUnit
@@ -41,7 +42,7 @@ def examine(manager: Manager, inputs: Inputs, y: Tensor | None) -> dict[str, Any
             _refuse_orphans(coverage.orphans)
         labels = _labels(manager, sight, y)
         target = () if y is None or labels.soft(y) else tuple(y.shape[1:])
-        opened = _opened(manager, coverage, y is not None)
+        opened = _opened(manager, coverage, y is not None or labels.num_classes is not None)
         if y is not None and (opened or coverage.task or any(a.open for a in manager.units.values())):
             _try_task_loss(manager, sight, y, labels)
         record: dict[str, Any] = {
@@ -102,12 +103,12 @@ def _hears(agent: LayerAgent) -> bool:
     return agent.rule.local and agent.unit.objective.needs_labels
 
 
-def _opened(manager: Manager, coverage: Coverage, has_targets: bool) -> str | None:
+def _opened(manager: Manager, coverage: Coverage, hears: bool) -> str | None:
     """The unit that learns from the task loss, where nothing else would."""
     if coverage.task or coverage.last is None or any(a.open for a in manager.units.values()):
         return None
     # without targets there is no task, and units that need none learn on their own
-    return coverage.last if has_targets or manager.units[coverage.last].unit.objective.needs_labels else None
+    return coverage.last if hears or manager.units[coverage.last].unit.objective.needs_labels else None
 
 
 def _sizes(
@@ -121,6 +122,9 @@ def _sizes(
         sight = look(manager.model, manager.phase, inputs)
         return [primary(sight.output, ""), *(sight.outputs.get(n) for n in names), *([context.seen] if context else ())]
 
+    for name, agent in manager.units.items():
+        if agent.unit.objective.needs_synapses and agent.sample is not None and name != record["opened"]:
+            _look_at_synapses(agent)
     outputs = [primary(sight.output, ""), *sight.outputs.values(), *([context.seen] if context else ())]
     of_inputs, of_outputs = batch_dims(inputs, outputs, batch, run)
     found = dict(zip(names, of_outputs[1:], strict=False))
@@ -135,12 +139,26 @@ def _sizes(
         "specs": specs, "rows": of_inputs, "parts": inputs.parts(), "output_dim": of_outputs[0] or 0,
         "input": () if first is None else _sample(leaves[first], of_inputs[first]),
         "output": _sample(outputs[0], of_outputs[0]),
+        "order": [*names, *(n for n in manager.units if n not in sight.outputs)],
     }  # fmt: skip
     if context is not None:
         width = labels.num_classes if labels.num_classes is not None else int(torch.Size(record["target"]).numel())
         context.labels = labels
         sizes["context"] = context.describe(inputs, of_inputs, of_outputs[-1], width)
     return sizes
+
+
+def _look_at_synapses(agent: LayerAgent) -> None:
+    """Let the objective refuse products it cannot learn from, before any unit has learned."""
+    assert agent.sample is not None
+    devices = [p.device for p in agent.unit.weights() if p.is_cuda][:1]
+    with borrowed_buffers(agent.unit.modules), torch.random.fork_rng(devices), torch.no_grad():
+        _, synapses = agent.unit.forward(agent.unit.parameters(), agent.sample)
+    try:
+        agent.unit.objective.check(synapses)
+    except ImprintError as error:
+        locate(error, f"unit {agent.prop.name!r}")
+        raise
 
 
 def _sample(v: Tensor, dim: int | None) -> tuple[int, ...]:

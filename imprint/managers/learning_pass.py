@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..credit import Params, Tree, add, detach, eager
+from ..errors import ArgumentError, ImprintError
 from ..objectives import Target
 from ..propagators.layer import first_floating, primary
 from ..utils import random_state, set_random_state
 from .coverage import check_joined
+from .explain import locate
 from .options import Inputs
 from .task import TaskUnit, learn_from_task
 
@@ -58,7 +61,8 @@ def _learn(manager: Manager, inputs: Inputs, y: Tensor | None, share: float | No
 
 def take_turns(manager: Manager) -> None:
     """Of units whose rule lets one learn after the other, say whose turn it is."""
-    units = [a for a in manager.units.values() if a.rule.turn() is not None and a.learns and not a.open]
+    order = (manager.bound or {}).get("order", list(manager.units))
+    units = [a for a in map(manager.units.__getitem__, order) if a.rule.turn() is not None and a.learns and not a.open]
     left, now = manager.steps, -1
     for i, agent in enumerate(units):
         now, turn = i, agent.rule.turn() or 0
@@ -72,7 +76,7 @@ def take_turns(manager: Manager) -> None:
 def run_context(manager: Manager, made: Inputs, target: Target, share: float | None) -> Any:
     """The pass on the context inputs; what it writes to buffers is forgotten."""
     manager.phase.forget()
-    with manager.buffers.borrowed(), manager.phase.during("context", target, share, learns=True), torch.no_grad():
+    with manager.model_buffers.borrowed(), manager.phase.during("context", target, share, learns=True), torch.no_grad():
         return manager.model(*made.args, **made.kwargs)
 
 
@@ -89,7 +93,7 @@ def _from_error(
     manager.phase.forget()
     modulates = context.stream.modulates
     # one of the two passes is on the data as it is, and that one counts in running statistics
-    with nullcontext() if modulates else manager.buffers.borrowed(), torch.no_grad():
+    with nullcontext() if modulates else manager.model_buffers.borrowed(), torch.no_grad():
         with manager.phase.during("context" if modulates else "off", target, None, learns=True):
             output = manager.model(*inputs.args, **inputs.kwargs)
     error = task_error(manager, output, y)
@@ -97,7 +101,7 @@ def _from_error(
         set_random_state(drawn)  # the same dropout masks in both passes
         with torch.no_grad():
             inputs = context.modulated(inputs, error)
-        return output, inputs, replace(target, error=error), manager.buffers.borrowed()
+        return output, inputs, replace(target, error=error), manager.model_buffers.borrowed()
     made, target = context.learn(inputs, y, share, replace(target, error=error))
     run_context(manager, made, target, share)
     return None, inputs, target, nullcontext()
@@ -107,10 +111,17 @@ def task_error(manager: Manager, output: Tree, y: Tensor) -> Tensor:
     r"""Error of each sample, batch first: :math:`n\,\partial J/\partial z` for output z and n labelled rows."""
     unit = manager.task.unit
     assert isinstance(unit, TaskUnit)
-    out = primary(output, "the model's output").detach().requires_grad_()
+    first, (leaves, spec) = primary(output, "the model's output"), tree_flatten(output)
+    out = first.detach().requires_grad_()
+    whole = tree_unflatten([out if v is first else detach(v) for v in leaves], spec)
     with torch.enable_grad():
-        loss = unit.loss(out, y)
-    (error,) = torch.autograd.grad(loss, [out])
+        loss = unit.loss(whole, y)
+    error = torch.autograd.grad(loss, [out], allow_unused=True)[0] if loss.requires_grad else None
+    if error is None:
+        raise ArgumentError(
+            "task_loss=", "it does not read the first floating tensor of the model's output, whose error units need",
+            expected="a loss of that tensor, with its graph", fix="return that tensor first, or choose another rule",
+        )  # fmt: skip
     assert manager.bound is not None
     return error.movedim(int(manager.bound["output_dim"]), 0) * unit.labels.labelled(y)
 
@@ -125,7 +136,11 @@ def learn_after(manager: Manager, output: Tree, target: Target, share: float | N
     stepped: dict[LayerAgent, None] = {}
     while waiting:
         agent, call = waiting.pop()
-        agent.prop.tick((), call, told)
+        try:
+            agent.prop.tick((), call, told)
+        except ImprintError as error:
+            locate(error, f"unit {agent.prop.name!r}")
+            raise
         stepped[agent] = None
     for agent in stepped if share is not None else ():
         agent.prop.update(share)  # type: ignore[arg-type]
@@ -187,4 +202,7 @@ class Sum:
 def _first(manager: Manager, inputs: Inputs) -> Tensor | None:
     """The model's first floating input, batch first."""
     v = first_floating((inputs.args, inputs.kwargs))
-    return None if v is None else v.detach()
+    if v is None or manager.bound is None:
+        return None
+    dim = next((d for u, d in zip(inputs.leaves(), manager.bound["rows"], strict=False) if u is v), None)
+    return v.detach().movedim(dim, 0) if dim else v.detach()

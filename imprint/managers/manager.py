@@ -21,7 +21,7 @@ from ..propagators.switch import learning_enabled
 from . import checkpoint, evaluation
 from .agent import Phase
 from .assignment import named
-from .binding import Unbuilt, bind, require_bound
+from .binding import Unbuilt, bind, require_bound, require_reader
 from .compiled import CompiledStep
 from .context import ContextPass
 from .intercept import detach as detach_model
@@ -59,7 +59,7 @@ class Manager:
         self.places: dict[str, tuple[Tensor, Place]] = {}
         self.unbuilt: Unbuilt | None = None
         self.hung: list[Hung] = []
-        self.buffers = Buffers([model])
+        self.buffers = self.model_buffers = Buffers([model])
         self.compiled: CompiledStep | None = None
         self.scaled = None if options.scaler is None else ScaledHost(options.scaler)
         self.probes = {m.name: m for m in metrics}
@@ -122,6 +122,8 @@ class Manager:
         self._check_batch(inputs, y)
         if self.bound is None:
             bind(self, inputs, y)
+        elif y is not None:
+            require_reader(self)
         if not learning_enabled():
             inputs = self.context.data(inputs) if self.context is not None else inputs
             return detach(self.model(*inputs.args, **inputs.kwargs))
@@ -147,10 +149,12 @@ class Manager:
     def _eager(self, x: Any, y: Tensor | None, share: float | None, due: bool) -> Any:
         for probe in self.probes.values():
             probe.started(self, x, y)
-        with self.buffers.kept_on_error():
-            output = learn(self, Inputs.of(x), y, share)
-            if due:
-                self.update()
+        try:
+            with self.buffers.kept_on_error():
+                output = learn(self, Inputs.of(x), y, share)
+                if due:
+                    self.update()
+        finally:
             if self.scaled is not None:
                 self.scaled.finish()
         return output

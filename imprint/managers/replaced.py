@@ -66,6 +66,7 @@ def hang(manager: Manager) -> None:
     """Note what hangs on every module now."""
     manager.hung = [Hung(path, m, dict(m._parameters), dict(m._modules)) for path, m in manager.model.named_modules()]
     manager.buffers = Buffers([manager.model, *(agent.unit.objective for agent in manager.units.values())])
+    manager.model_buffers = manager.buffers.of([manager.model])
     for agent in manager.units.values():
         agent.unit.buffers = manager.buffers.of(agent.unit.modules)
 

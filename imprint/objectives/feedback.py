@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ShapeError
 from .declared import label_mean
 from .labels import Labels
 from .objective import Objective, Spec, View, refuse_several_labels
@@ -82,6 +82,13 @@ class ErrorFeedback(Objective):
         """The mean over labelled rows."""
         error, y = view.context.error, view.context.y
         assert error is not None and y is not None
-        error = error.flatten(1).to(view.h.dtype)
-        wanted = (error.sign() if self.sign else error) @ self.feedback.to(view.h.dtype)
-        return (view.h.flatten(1) * wanted).sum() / self.labels.labelled(y)
+        h = view.h.flatten(1)
+        error = error.reshape(len(error), -1).to(h.dtype)
+        if (error.shape[1], h.shape[1]) != tuple(self.feedback.shape):
+            raise ShapeError(
+                "error feedback", "the model's output, or the unit's, has another size than at bind",
+                expected=f"{self.feedback.shape[0]} numbers out, {self.feedback.shape[1]} in the unit",
+                got=f"{error.shape[1]} and {h.shape[1]}", fix="pool to a fixed size before the unit ends",
+            )  # fmt: skip
+        wanted = (error.sign() if self.sign else error) @ self.feedback.to(h.dtype)
+        return (h * wanted).sum() / self.labels.labelled(y)

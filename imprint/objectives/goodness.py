@@ -41,10 +41,10 @@ class TrueAndWrong(Objective):
 
     def bind(self, spec: Spec, labels: Labels) -> None:
         """Nothing is made."""
-        self.check(spec, labels)
+        self.check_labels(spec, labels)
         super().bind(spec, labels)
 
-    def check(self, spec: Spec, labels: Labels) -> None:
+    def check_labels(self, spec: Spec, labels: Labels) -> None:
         """Refuse what has no wrong labels."""
         if labels.num_classes is None or labels.num_classes < 2:
             raise ArgumentError(
@@ -121,7 +121,7 @@ class PairGoodness(Goodness):
 
     needs_labels = False
 
-    def check(self, spec: Spec, labels: Labels) -> None:
+    def check_labels(self, spec: Spec, labels: Labels) -> None:
         """Any target will do."""
 
     def forward(self, view: View) -> Tensor:

@@ -85,7 +85,7 @@ class Labels:
         """
         if self.num_classes is None or self.soft(y):
             return torch.full((), max(1, len(y)), device=y.device)
-        return self.valid(y).flatten(1).any(1).sum().clamp_min(1) if y.dim() > 1 else self.valid(y).sum().clamp_min(1)
+        return self.valid(y).sum().clamp_min(1)
 
     def soft(self, y: Tensor) -> bool:
         """Are `y` probabilities over the classes?"""

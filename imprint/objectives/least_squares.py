@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,13 @@ class LeastSquares(Objective):
         self.register_buffer("weight", torch.zeros(width, out, dtype=torch.float64, device=spec.device))
         inverse = torch.eye(width, dtype=torch.float64, device=spec.device) / self.ridge
         self.register_buffer("inverse", inverse)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LeastSquares:
+        """Follow to another device; never to another precision."""
+        for name, b in self._buffers.items():
+            if b is not None:
+                self._buffers[name] = b.to(fn(b.new_empty(0)).device)
+        return self
 
     def features(self, view: View) -> Tensor:
         """X, ``[B, D]``."""

@@ -155,6 +155,9 @@ class Objective(nn.Module):
             f"objective {type(self).__name__!r}", "it has no loss", fix="write forward(self, view) -> scalar"
         )
 
+    def check(self, synapses: tuple[Synapse, ...]) -> None:
+        """Refuse products it cannot learn from; called when it is bound, where it needs them."""
+
     def fit(self, view: View) -> Tensor:
         """Take in one batch, without gradient; returns the loss before it."""
         raise ArgumentError(

@@ -49,21 +49,31 @@ class Plasticity(Objective):
     def change(self, synapse: Synapse) -> Tensor:
         r""":math:`\Delta W` of one weight."""
         weight, o = synapse.weight.detach(), synapse.operation
-        u = by_group(synapse.out.detach(), o.dims, o.groups)
+        u = by_group(synapse.out.detach().to(weight.dtype), o.dims, o.groups)
         s = self.post(u)
-        grown = outer_sum(synapse.x, s, weight, o.dims, o.stride, o.padding, o.dilation, o.groups)
+        with torch.autocast(weight.device.type, enabled=False):
+            x = synapse.x.to(weight.dtype)
+            grown = outer_sum(x, s, weight, o.dims, o.stride, o.padding, o.dilation, o.groups)
         d = self.decay(s, u)
         if d is not None:
             grown = grown - d.sum((0, 3)).view(-1, *[1] * (weight.dim() - 1)) * weight
         return grown / (len(u) * u.shape[3])
 
+    def check(self, synapses: tuple[Synapse, ...]) -> None:
+        """Refuse units without a product to learn from, and products in which too few compete."""
+        if not synapses:
+            raise ArgumentError(
+                f"objective {type(self).__name__!r}", "no weight of the unit that learns is multiplied with anything",
+                expected="a linear map or a convolution, called as such",
+                fix="leave the unit out of layers=, or give it the rule imprint.Frozen()",
+            )  # fmt: skip
+        for synapse in synapses:
+            self.change(synapse)
+
     def forward(self, view: View) -> Tensor:
         """The loss."""
         if not view.synapses:
-            raise ArgumentError(
-                f"objective {type(self).__name__!r}", "no weight of the unit was multiplied with anything",
-                expected="a linear map or a convolution, called as such", fix="leave the unit out of layers=",
-            )  # fmt: skip
+            self.check(())
         return -torch.stack([(s.weight * self.change(s).detach()).sum() for s in view.synapses]).sum()
 
 

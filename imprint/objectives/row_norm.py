@@ -48,6 +48,7 @@ class RowNorm(nn.Module):
             mean, var = self.running_mean, self.running_var
         else:
             over = [0, *range(2, x.dim())]
+            x = x.to(self.weight.dtype)
             share = rows.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
             count = share.sum() * (x[0, 0].numel())
             mean = (x * share).sum(over) / count.clamp_min(1)

@@ -57,6 +57,7 @@ class Recorder(Operations):
     def linear(self, operation: Linear) -> Tensor:
         """Run it, and note it."""
         out = operation.run()
+        self.refuse_made(operation, "its change would reach none of them")
         self.seen.append(Synapse(operation, out))
         return out
 

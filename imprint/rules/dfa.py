@@ -17,7 +17,8 @@ class DFA(Rule):
     Each unit gets the error straight from the output, through its own fixed random feedback: its loss is
     :math:`\langle h, \mathrm{sg}(e B)\rangle`. It can learn only once the output is known, so its graph waits for that:
     of memory it takes what backpropagation takes. The output unit learns from the task loss. Information, not gradient,
-    crosses the boundaries.
+    crosses the boundaries. f' is that of the activation inside the unit: where ``layers=`` names a layer without it,
+    there is none (``layers=None`` joins them).
 
     Optimizer: Adam, lr 5e-4.
 
@@ -37,7 +38,8 @@ class DFA(Rule):
 class SDFA(Rule):
     r"""Direct feedback alignment with the error's sign: :math:`\delta_l = (B_l^\top \mathrm{sign}(e)) \odot f'`.
 
-    As :class:`DFA`, of which it sends one bit for each number of the error.
+    As :class:`DFA`, of which it sends one bit for each number of the error. That bit never gets smaller, so rectifiers
+    without normalisation in front die of a constant drift; put BatchNorm before them.
 
     Optimizer: Adam, lr 5e-4.
 

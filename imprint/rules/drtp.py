@@ -15,7 +15,7 @@ class DRTP(Rule):
     r"""Direct random target projection: :math:`L = \langle h, \mathrm{sg}(Y B)\rangle`, B fixed and random.
 
     Its gradient with respect to h is Y B, so the update of a unit is :math:`(B^\top Y \odot f'(z))\,x^\top`. The
-    nonlinearity must be part of the unit; a bounded one (tanh) keeps the outputs bounded.
+    nonlinearity must be part of the unit (``layers=None`` joins it); a bounded one (tanh) keeps the outputs bounded.
 
     In a graph each module gets the target at each of its emissions, unless it declares a data objective.
 

@@ -31,8 +31,11 @@ class Feedback(Operations):
 
     def linear(self, operation: Linear) -> Tensor:
         """With feedback, if the weight is one of the unit's."""
+        if not torch.is_grad_enabled():
+            return operation.run()
         name = self.names.get(id(operation.weight))
         if name is None:
+            self.refuse_made(operation, "the error would come back through the weight itself")
             return operation.run()
         with torch.no_grad():
             feedback = self.feedback(name, operation.weight)
@@ -78,7 +81,8 @@ class FA(Rule):
     Differs from the paper: signs are scaled by 1 / sqrt(fan-in), so that errors keep their size.
 
     Weights inside of ``nn.MultiheadAttention``, recurrent layers and transposed convolutions are out of reach, and
-    refused; of products without weights torch's own derivative is taken.
+    refused, as are weights made of others (weight norms); products without weights keep their derivative. No activation
+    checkpointing inside a unit.
     """
 
     local: ClassVar[bool] = False

@@ -14,12 +14,12 @@ from .rule import register_rule
 class Greedy(DGL):
     r"""Greedy learning: :math:`L = \mathrm{CE}(a(h), y)` as in :class:`DGL`, but one unit learns at a time.
 
-    The first unit learns for `steps` steps of the manager, then the next one, on outputs that stay as they are; the
-    last one goes on learning. What learns from the task loss does so all the time.
+    The unit that is called first learns for `steps` steps of the manager, then the next one, on outputs that stay as
+    they are; the last one goes on learning. What learns from the task loss does so all the time.
 
     Args:
         head: ``"mlp"`` (any output), ``"mlp-sr"`` or ``"cnn"`` (maps and series).
-        steps: of each unit's turn; several epochs of batches.
+        steps: of each unit's turn, in batches, with ``accumulate=`` as well; several epochs.
 
     Optimizer: Adam, lr 5e-4.
 

@@ -16,6 +16,7 @@ class Hebb(Rule):
 
     Only weights of linear maps and convolutions learn, each from its own input and its own output, bias included and
     before any activation; other parameters of the unit stay as they are. Rows without a label teach like others.
+    On inputs with a mean all units come to that mean: put BatchNorm, without weights, in front of each layer.
     Nothing is forgotten, so weights grow without bound: for a few steps, with weight decay, or see :class:`Oja`.
 
     Optimizer: Adam, lr 5e-4.

@@ -16,8 +16,8 @@ class InfoPro(Rule):
 
     Each unit has a decoder d of the model's input and a small classifier a. Early units are to keep the input, so that
     nothing is lost that later ones could use; late ones are to say the label. Both weights go in a straight line from
-    the first unit to the last; a model of one unit has the first one's. Logits of all classifiers add up in
-    ``manager.predict(x, by="local")``.
+    the unit that is called first to the last that learns so; a single unit has the first one's. Logits of all
+    classifiers add up in ``manager.predict(x, by="local")``.
 
     Args:
         reconstruct: :math:`\lambda_1` at the first unit.

@@ -25,6 +25,7 @@ class Krotov(Rule):
 
     Only weights of linear maps and convolutions learn, each from its own input and its own output, bias included and
     before any activation; other parameters of the unit stay as they are. Rows without a label teach like others.
+    On inputs with a mean all units come to that mean: put BatchNorm, without weights, in front of each layer.
 
     Args:
         k: rank of the unit that is pushed away.

@@ -18,6 +18,8 @@ class NormScaled(Optimizer):
 
     :math:`w_i \leftarrow w_i - \eta\,|\,\|w_i\| - 1|^{q}\; g_i / \max_{jk} |g_{jk}|`
 
+    A change is measured by its largest entry, so the size of a gradient, and with it clipping, has no effect.
+
     Args:
         params: weights ``[out, ...]``.
         lr: :math:`\eta`.

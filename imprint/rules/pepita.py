@@ -21,7 +21,8 @@ class Pepita(Rule):
     A first pass gives the outputs h and the error :math:`e = \mathrm{softmax}(z) - Y`; a second one, on
     :math:`x + F e` with the same dropout masks, gives :math:`\tilde h`. Units learn in the second pass, the output unit
     from its own error there. Activations inside units let gradients through unchanged, as the rule has no derivative of
-    them. The model's output is that of the first pass.
+    them. The model's output is that of the first pass; other rules in the model learn in the second one as well, from
+    the changed input.
 
     Args:
         scale: of F, which is uniform in :math:`\pm\mathrm{scale}\sqrt{6/n}` for n inputs.
@@ -29,7 +30,8 @@ class Pepita(Rule):
     Optimizer: Adam, lr 5e-4.
 
     Reference: Dellaferrera & Kreiman, Error-driven Input Modulation (2022), algorithm 1.
-    Differs from the paper: Adam; a unit of several layers learns them by backpropagation within.
+    Differs from the paper: Adam; a unit of several layers learns them by backpropagation within; dropout keeps its
+    derivative; no activation checkpointing inside a unit.
     """
 
     allow_cross: ClassVar[bool] = True

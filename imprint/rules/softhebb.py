@@ -26,6 +26,7 @@ class SoftHebb(Rule):
 
     Only weights of linear maps and convolutions learn, each from its own input and its own output, bias included and
     before any activation; other parameters of the unit stay as they are. Rows without a label teach like others.
+    On inputs with a mean all units come to that mean: put BatchNorm, without weights, in front of each layer.
 
     Published networks have no bias, BatchNorm without weights in front of each convolution, weights drawn from
     :math:`N(0, 1) \cdot 25 / \sqrt{\mathrm{fan\_in}}`, reflected borders and :class:`imprint.models.Triangle` behind.

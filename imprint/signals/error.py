@@ -59,7 +59,12 @@ class ErrorInput(ContextStream):
     def modulated(self, inputs: Tree, error: Tensor) -> Tree:
         """``x + F e``."""
         leaves, spec = tree_flatten(inputs)
-        x, flat = leaves[self.leaf].movedim(self.dim, 0), error.flatten(1)
+        x, flat = leaves[self.leaf].movedim(self.dim, 0), error.reshape(len(error), -1)
+        if tuple(x.shape[1:]) != self.size:
+            raise ShapeError(
+                "the second pass", "inputs have another size than at bind, for which there is no feedback",
+                expected=("batch", *self.size), got=tuple(x.shape), fix="crop or pad, or choose another rule",
+            )  # fmt: skip
         added = flat.to(self.feedback.dtype) @ self.feedback
         leaves[self.leaf] = (x + added.to(x.dtype).view(x.shape)).movedim(0, self.dim)
         return tree_unflatten(leaves, spec)
@@ -76,7 +81,7 @@ class ErrorContext(ClassContext):
     def codes(self, onehot: Tensor | None, rows: int, error: Tensor | None) -> tuple[Tensor, bool]:
         """The error of each sample."""
         assert error is not None
-        return error.flatten(1), False
+        return error.reshape(len(error), -1), False
 
     def candidates(self, inputs: Tree) -> Tensor | None:
         """What the error is when nothing is known."""

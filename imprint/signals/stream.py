@@ -29,6 +29,10 @@ class ContextStream(nn.Module):
     learned = paired = from_error = modulates = False
     needs_labels = True
 
+    def options(self) -> dict[str, Any]:
+        """What it was made with; two rules share a stream only if it is the same."""
+        return {k: v for k, v in {**vars(self), **self._modules}.items() if not k.startswith("_") and k != "training"}
+
     def describe(self, inputs: Tree, dims: list[int | None], num_classes: int | None, width: int) -> dict[str, Any]:
         """What :meth:`build` needs, in plain values: `dims` are the batch dimensions of the leaves of `inputs`."""
         return {}
