@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import imprint
 from imprint.compare import NETS, DeepSupervision, Net, contestants
 from imprint.compare.images import VGG8b
-from imprint.compare.measures import Clock, Cosine, Timed, outputs, ridge_accuracy
+from imprint.compare.measures import Clock, Cosine, Time, Timed, outputs, ridge_accuracy
 from imprint.compare.nets import check_net, find_net
 from imprint.compare.settings import Budget, Task
 from imprint.compare.vit import patch_size
@@ -180,7 +180,7 @@ def test_cosines_of_one_update_by_hand(label: str) -> None:
     heads = [(each.weight.detach().clone(), each.bias.detach().clone()) for each in linear]
     manager.step(x, y)
     found = {name.removeprefix("model."): v["cosine"] for name, v in manager.metrics().items()}
-    assert cosine.spent() > 0 and cosine.spent() == 0
+    assert cosine.spent().wall > 0 and cosine.spent() == Time()
     wanted = torch.autograd.grad(F.cross_entropy(twin(x), y), list(twin.parameters()))
     h, total = twin.flatten(x), torch.zeros(())
     for i, block in enumerate(twin.blocks):
@@ -236,12 +236,14 @@ def test_outputs_of_units_are_those_of_inference() -> None:
 
 
 def test_the_clock_leaves_out_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([10.0, 13.0, 20.0, 21.0])
-    monkeypatch.setattr("imprint.compare.measures.perf_counter", lambda: next(ticks))
+    wall, processor = iter([10.0, 13.0, 20.0, 21.0]), iter([1.0, 2.0, 3.0, 3.5])
+    monkeypatch.setattr("imprint.compare.measures.perf_counter", lambda: next(wall))
+    monkeypatch.setattr("imprint.compare.measures.process_time", lambda: next(processor))
     clock, cosine = Clock(), Cosine(lambda output, y: output.sum(), 1)
-    cosine.seconds = 0.5
+    cosine.took = Time(0.5, 0.25)
     rows = Timed(torch.zeros(4, 2), torch.zeros(4), 2, 0, clock, cosine)
-    assert len(list(rows)) == 2 and clock.read() == {"task": {"seconds": (3.0 - 0.5 + 1.0) / 2}}
+    assert len(list(rows)) == 2
+    assert clock.read() == {"task": {"seconds": (3.0 - 0.5 + 1.0) / 2, "processor": (1.0 - 0.25 + 0.5) / 2}}
 
 
 def test_rules_for_layers_all_take_part() -> None:

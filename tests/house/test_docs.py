@@ -59,6 +59,9 @@ def known(words, root):
         wanted = re.fullmatch(r"(?:\.|imprint)(?:\[([\w,]+)\])?", rest[-1])
         options = rest[1:-1] in ([], ["-e"], ["-c", "constraints.txt"], ["-c", "constraints.txt", "-e"])
         return wanted and options and set((wanted[1] or "test").split(",")) <= EXTRAS
+    if head == "python" and rest[:1] == ["-m"]:
+        path = root.joinpath(*rest[1].split("."))
+        return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
     if head == "python":
         return rest and (root / rest[0]).is_file()
     return head in ("git", "cd")
@@ -81,6 +84,7 @@ def test_the_commands_of_the_readme_exist(root):
 
 def test_known_refuses(root):
     assert not known(["./nothing.sh"], root) and not known(["./examples.sh", "--fast"], root)
+    assert known(["python", "-m", "imprint.compare"], root) and not known(["python", "-m", "imprint.rules"], root)
     assert not known(["pip", "install", ".[gpu]"], root) and not known(["python", "examples/nowhere.py"], root)
 
 

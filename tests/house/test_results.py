@@ -47,6 +47,22 @@ def test_local_learning_comes_near_to_backprop_and_far_above_a_frozen_encoder(ro
     assert spoken["local_ce"] >= spoken["frozen"] + 0.1 and spoken["sigprop"] >= spoken["frozen"] + 0.1
 
 
+def test_the_cost_of_every_rule_is_that_recorded(root: Path) -> None:
+    rows, shown = recorded(root, "rules"), table(root, "results/rules.json")
+    assert len(rows) == len(shown)
+    for row in rows:
+        cells = shown[f"{row['net']}, {row['rule']}"]
+        if "refused" in row:
+            assert cells[0] == f"refused: {row['refused']}"
+        else:
+            assert cells == [f"{row[k]:.{n}f}" for k, n in (("ms", 0), ("time", 2), ("MB", 1), ("memory", 2))]
+    ratio = {(row["net"], row["rule"]): row for row in rows if "time" in row}
+    for net in ("vgg8b", "residual_mlp", "transformer"):
+        assert ratio[net, "local_ce"]["memory"] <= 0.66 and 0.85 <= ratio[net, "backprop"]["time"] <= 1.15
+    assert ratio["vgg8b", "local_ce"]["time"] <= 0.85
+    assert all(ratio[net, "local_ce"]["memory"] <= 0.2 for net in ("residual_mlp", "transformer"))
+
+
 def test_the_cost_of_the_engine_is_that_recorded(root: Path) -> None:
     rows, shown = recorded(root, "graph_rollout"), table(root, "graph_rollout.json")
     assert set(rows) == set(shown)

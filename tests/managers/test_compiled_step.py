@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 import imprint
-from imprint.errors import CoverageError
+from imprint.errors import CaptureError, CoverageError
 from imprint.managers import Manager
 from imprint.objectives import Objective
 from imprint.rules import registry
@@ -153,6 +153,12 @@ def test_every_rule(rule: str, net: str) -> None:
     explained = manager.compiled.explain()
     assert "2 captured" in explained, "one for each size of batch"
     assert "ran 3x" in explained and "ran 1x" in explained
+
+
+def test_the_same_dropout_twice_is_refused() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CaptureError, match=r"sets torch's random numbers back[\s\S]*'pepita' no dropout"):
+        trained(dense(), batches((6,)), True, "pepita", num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("rule", ["local_ce", "sigprop", "forward_forward", "dfa", "efp"])

@@ -106,6 +106,27 @@ def test_a_unit_whose_gradient_overflows_rests_and_the_scale_shrinks(update: str
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("update", UPDATES)
+def test_steps_go_on_after_one_that_failed(update: str) -> None:
+    scaler = GradScaler("cpu", init_scale=SCALE)
+    manager = trained("local_ce", scaler, update=update)
+    x, y = batch(8)
+    with pytest.raises(imprint.errors.NonFiniteError):
+        manager.step(torch.cat([x[:3] * torch.nan, x[3:]]), y)
+
+    def fail(*_: Any) -> None:
+        raise KeyError("in the middle of the batch")
+
+    hook = manager.model[4].register_forward_hook(fail)
+    with pytest.raises(KeyError):
+        manager.step(x, y)
+    hook.remove()
+    before = weights(manager)
+    manager.step(x, y)
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights(manager), strict=True))
+    assert scaler.get_scale() == SCALE
+
+
 def test_small_gradients_in_half_precision_survive() -> None:
     """Under float16 they vanish without a scale."""
 
