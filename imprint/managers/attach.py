@@ -11,7 +11,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from ..credit import Credit
-from ..errors import ArgumentError, CoverageError, StateError, UnknownNameError, did_you_mean
+from ..errors import ArgumentError
 from ..graph import Graph
 from ..monitors.metric import Metric, make_metrics
 from ..objectives import Labels, Objective
@@ -20,17 +20,17 @@ from ..propagators.layer import LayerUnit
 from ..protos.auto import Auto
 from ..rules import resolve
 from .agent import LayerAgent, Phase
-from .assignment import Assignment, Layers, assign, in_blocks, options_of
+from .assignment import Assignment, Layers, assign, in_blocks
+from .attach_checks import check_builders, check_layer, check_model, check_numbers, check_options, check_update, refuse
 from .attach_graph import attach_graph
 from .context import context_pass
 from .coverage import check_disjoint
-from .intercept import AGENT, Attached, Follower, detach, intercept
-from .learning_pass import UPDATES
+from .intercept import Attached, Follower, detach, intercept
 from .manager import Manager
 from .options import OptimizerBuilder, Options
 from .schedules import SchedulerBuilder
 from .task import TaskLoss
-from .tree import excluded, parents
+from .tree import excluded
 
 
 def attach(
@@ -117,24 +117,25 @@ def attach(
             "strict": None if strict else strict, "block_size": None if block_size == 1 else block_size,
             "scaler": scaler,
         }  # fmt: skip
-        _refuse("attach to a graph", given, "they are for layers of a model")
+        refuse("attach to a graph", given, "they are for layers of a model")
         made_rule = resolve(rule or "local", **options)  # type: ignore[arg-type]
-        _check_numbers(accumulate=1, grad_clip=grad_clip, num_classes=num_classes)
-        _check_builders(optimizer=optimizer, scheduler=scheduler)
+        check_numbers(accumulate=1, grad_clip=grad_clip, num_classes=num_classes)
+        check_builders(optimizer=optimizer, scheduler=scheduler)
         return attach_graph(
             model, made_rule, credit=credit, update=update, num_classes=num_classes, optimizer=optimizer,
             scheduler=scheduler, grad_clip=grad_clip, metrics=make_metrics(monitors),
         )  # fmt: skip
     rule = "sigprop" if rule is None else rule
-    _check_model(model)
-    _refuse("attach to layers", {"credit": credit}, "they are for graphs")
-    _check_update(update)
+    check_model(model)
+    refuse("attach to layers", {"credit": credit}, "they are for graphs")
+    check_update(update)
     if scaler is not None and not isinstance(scaler, GradScaler):
         example_scaler = "scaler=torch.amp.GradScaler('cuda')"
         raise ArgumentError("attach", "scaler= is no torch.amp.GradScaler", got=repr(scaler), fix=example_scaler)
-    _check_options(rule, options)
-    _check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes, block_size=block_size)
-    _check_builders(optimizer=optimizer, scheduler=scheduler, task_loss=task_loss)
+    own = {k for k, p in inspect.signature(attach).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    check_options(rule, options, own)
+    check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes, block_size=block_size)
+    check_builders(optimizer=optimizer, scheduler=scheduler, task_loss=task_loss)
     if signal is not None and not isinstance(signal, nn.Module):
         example_signal = "signal=nn.Linear(num_classes, numel of the input)"
         raise ArgumentError("attach", "signal= is no module", got=repr(signal), fix=example_signal)
@@ -156,7 +157,7 @@ def attach(
         if "layers" not in each.rule.worlds:
             fix = "build an imprint.Graph, or choose another rule"
             raise ArgumentError("attach", f"rule {each.rule.name!r} is for graphs", got=type(model).__name__, fix=fix)
-        _check_layer(model, each.paths)
+        check_layer(model, each.paths)
     context = context_pass(assigned, signal, meaning, context_at)
     modules, phase = dict(model.named_modules(remove_duplicate=False)), Phase()
     followers: dict[int, Follower] = {}
@@ -188,114 +189,9 @@ def attach(
     return manager
 
 
-def _refuse(where: str, given: dict[str, Any], why: str) -> None:
-    """Refuse options of the other world."""
-    names = [name for name, value in given.items() if value is not None]
-    if names:
-        raise ArgumentError(
-            where, f"options that have no meaning here: {', '.join(names)}", fix=f"leave them out; {why}"
-        )
-
-
 def _intercept(agent: LayerAgent, followers: dict[int, Follower]) -> None:
     first, *rest = agent.unit.modules
     intercept(first, agent)
     for module in rest:
         if not isinstance(module, Attached):
             intercept(module, followers[id(module)])
-
-
-WRAPPERS = {
-    "DistributedDataParallel": "it waits for gradients in a backward pass, and units use theirs up in the forward pass",
-    "DataParallel": "it runs throw-away copies of the layers, so nothing would learn",
-    "FullyShardedDataParallel": "it keeps shards of weights that units need whole",
-    "FSDPModule": "it keeps shards of weights that units need whole",
-    "OptimizedModule": "torch.compile traces through the boundaries of units",
-    "ScriptModule": "TorchScript does not call the forward of its layers",
-}
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            "attach", "not a torch model", expected="an nn.Module", got=type(model).__name__,
-            fix="imprint.attach(nn.Sequential(...))",
-        )  # fmt: skip
-    _check_wrapped("the model", model)
-    for path, module in model.named_modules():
-        if AGENT in module.__dict__:
-            raise StateError(
-                "attach", "the model is attached already", got=f"layer {path!r} belongs to a manager",
-                fix="manager.detach(), or imprint.managers.detach(model)",
-            )  # fmt: skip
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            raise CoverageError(
-                "attach", "the model has a lazy layer, whose sizes are not known yet", got=f"{path!r}",
-                fix="run the model once on an example first",
-            )  # fmt: skip
-
-
-def _check_wrapped(where: str, module: nn.Module) -> None:
-    kinds = {cls.__name__ for cls in type(module).__mro__}
-    compiled = getattr(module, "_compiled_call_impl", None) is not None
-    for name in [*WRAPPERS, *(["OptimizedModule"] if compiled else [])]:
-        if name in kinds or (compiled and name == "OptimizedModule"):
-            raise ArgumentError(
-                "attach", f"{where} is wrapped by {name}: {WRAPPERS[name]}", expected="the plain model",
-                fix="attach to the model inside: model.module, or the one from before torch.compile or torch.jit",
-            )  # fmt: skip
-
-
-def _check_layer(model: nn.Module, paths: tuple[str, ...]) -> None:
-    for path in (*parents(paths[0]), *paths):
-        _check_wrapped(f"layer {path!r}", model.get_submodule(path))
-    for path in paths:
-        if "forward" in model.get_submodule(path).__dict__:
-            raise ArgumentError(
-                f"layer {path!r}", "its forward is patched on the object, so it cannot be routed to a unit",
-                fix="write a subclass with that forward, or exclude= the layer",
-            )  # fmt: skip
-
-
-def _check_options(rule: Assignment, options: dict[str, Any]) -> None:
-    """Refuse options that neither `attach` nor a rule has; what is no rule at all is refused later."""
-    known = options_of(rule)
-    mine = {k for k, p in inspect.signature(attach).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for name in options:
-        if name not in known and (known or not isinstance(rule, str)):
-            raise UnknownNameError(
-                "attach", f"neither attach nor the rule has an option {name!r}", fix=did_you_mean(name, known | mine)
-            )
-
-
-def _check_update(update: Any) -> None:
-    if update is not Auto and update not in UPDATES:
-        raise ArgumentError(
-            "attach", "unknown update=, for a model", expected=" | ".join(map(repr, UPDATES)), got=repr(update),
-            fix="leave it out; ticks and rollouts are those of a graph",
-        )  # fmt: skip
-
-
-def _check_numbers(accumulate: Any, grad_clip: Any, num_classes: Any, block_size: Any = 1) -> None:
-    for name, value in (("accumulate", accumulate), ("num_classes", num_classes), ("block_size", block_size)):
-        if value is not None and (isinstance(value, bool) or not (isinstance(value, int) and value >= 1)):
-            raise ArgumentError("attach", f"{name}= must be a whole number from 1", got=repr(value), fix=f"{name}=10")
-    number = isinstance(grad_clip, int | float) and not isinstance(grad_clip, bool)
-    if grad_clip is not None and not (number and grad_clip > 0):
-        raise ArgumentError("attach", "grad_clip= must be positive", got=repr(grad_clip), fix="grad_clip=1.0")
-
-
-BUILDERS = {
-    "optimizer": "lambda params: torch.optim.Adam(params, 5e-4)",
-    "scheduler": "lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 10)",
-    "task_loss": "lambda output, y: torch.nn.functional.cross_entropy(output, y)",
-}
-
-
-def _check_builders(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None and not callable(value):
-            raise ArgumentError(
-                "attach", f"{name}= is not callable", expected="a function", got=repr(value).split("\n")[0],
-                fix=f"{name}={BUILDERS[name]}",
-            )  # fmt: skip
