@@ -152,9 +152,9 @@ def _look_at_synapses(agent: LayerAgent) -> None:
     """Let the objective refuse products it cannot learn from, before any unit has learned."""
     assert agent.sample is not None
     devices = [p.device for p in agent.unit.weights() if p.is_cuda][:1]
-    with borrowed_buffers(agent.unit.modules), torch.random.fork_rng(devices), torch.no_grad():
-        _, synapses = agent.unit.forward(agent.unit.parameters(), agent.sample)
     try:
+        with borrowed_buffers(agent.unit.modules), torch.random.fork_rng(devices), torch.no_grad():
+            _, synapses = agent.unit.forward(agent.unit.parameters(), agent.sample)
         agent.unit.objective.check(synapses)
     except ImprintError as error:
         locate(error, f"unit {agent.prop.name!r}")
