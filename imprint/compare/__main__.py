@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,13 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="train/x, train/y, test/x, test/y")
     made.add_argument("--net", default="mlp", help=", ".join(NETS))
-    made.add_argument("--rules", nargs="+", default=["all"], metavar="RULE", help="names, or all (default)")
+    made.add_argument(
+        "--rules",
+        nargs="+",
+        default=["all"],
+        metavar="RULE",
+        help="names with spaces or commas between, or all (default)",
+    )
     made.add_argument("--epochs", type=int, default=10, help="rounds through the training data, the same for all")
     made.add_argument("--seeds", type=int, default=3, help="how many")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="one JSON a run, and comparison.md")
@@ -45,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 2 for what is refused, 130 when it was interrupted."""
+    """Run the command; returns 0, 1 if a rule failed, 2 for what is refused, 130 when it was interrupted."""
     args = parser().parse_args(argv)
     before = torch.get_num_threads()
     if args.threads is not None and args.threads < 1:
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.use is not None:
             if not args.use.is_file():
                 raise DataError(str(args.use), "there is no such file", expected="a file of Python", fix="check --use")
-            runpy.run_path(str(args.use))
+            _use(args.use)
         rows = compare_rules(
             args.data, args.net, args.rules, epochs=args.epochs, seeds=args.seeds, out=args.out, batch=args.batch,
             limit=args.limit, width=args.width, depth=args.depth, device=args.device, page=args.page,
@@ -71,7 +78,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(before)
     print(main_table(rows))
     print(f"\nwritten: {args.page or args.out / 'comparison.md'}")
-    return 0
+    failed = [run for row in rows for run in row.failed if "failed" in run]
+    for run in failed:
+        print(
+            f"\n{run['settings']['rule']}, seed {run['settings']['seed']}:\n{run['failed']['trace']}", file=sys.stderr
+        )
+    return 1 if failed or not any(row.runs for row in rows) else 0
+
+
+def _use(file: Path) -> None:
+    """Run a file of one's own.
+
+    Raises:
+        DataError: it has an error; says where.
+    """
+    try:
+        runpy.run_path(str(file))
+    except (Exception, SystemExit) as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        raise DataError(
+            f"{file}, line {line}", "the file that --use names has an error", expected="rules and nets it registers",
+            got=f"{type(error).__name__}: {error}", fix="mend it",
+        ) from error  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from torch.nn.modules.batchnorm import _NormBase
 from tqdm.auto import tqdm
 
 from ..data import Data, load_h5
@@ -42,8 +43,10 @@ def compare_rules(
     """Train every rule with every seed on the same net, data and budget, and write down what came of it.
 
     ``backprop``, ``deep_supervision`` and ``frozen`` always take part. The folder gets one JSON a run, written when it
-    is done; runs that are there are not done again, and one that was killed goes on from its last epoch. Then it gets
-    ``comparison.md``, a table with plots. A rule that refuses the net is a row with the reason.
+    is done; runs that are there are not done again, and one that was killed goes on from its last epoch. Runs of other
+    data, sizes, options, imprint's version, net, or code of the rule and its objective are never mixed: the folder is
+    refused. Then it gets ``comparison.md``, a table with plots. A rule that refuses the net, or fails, is a row with
+    the reason, and is tried again the next time.
 
     Figures are those after the last epoch. Nothing is tuned: options and optimizers are the rules' own.
 
@@ -88,10 +91,18 @@ def compare_rules(
     check_net(made, loaded.shape, width, depth)
     task = Task(loaded, made, budget)
     steps = epochs * -(-len(loaded.x_train) // batch)
-    units = made.units(task.make(0))  # whatever the net itself refuses, it refuses now
+    model = task.make(0)  # whatever the net itself refuses, it refuses now
+    units = made.units(model)
+    if len(loaded.x_train) % batch == 1 and any(isinstance(m, _NormBase) for m in model.modules()):
+        raise ArgumentError(
+            "compare", "the last batch of an epoch would be one sample, which BatchNorm cannot normalise",
+            got=f"{len(loaded.x_train)} samples in batches of {batch}", fix=f"batch={batch - 1 or 2}, or limit=",
+        )  # fmt: skip
     chosen = [contestant.within(steps, len(units)) for contestant in chosen]
     folder = check_folder(out)
     target = folder / PAGE if page is None else Path(page)
+    if target.is_dir():
+        raise ArgumentError("compare", "the page is a folder", got=str(target), fix=f"page={str(target / PAGE)!r}")
     check_folder(target.parent)
     runs = [Run(task, contestant, seed) for seed in numbers for contestant in chosen]
     paths = {run: folder / f"{file_name(run.contestant.label, run.seed)}.json" for run in runs}

@@ -99,7 +99,10 @@ def contestants(rules: str | Rule | Iterable[str | Rule] = "all") -> list[Contes
     >>> [c.label for c in contestants(["local_ce", "backprop"])]
     ['backprop', 'deep_supervision', 'frozen', 'local_ce']
     """
-    asked = [rules] if isinstance(rules, str | Rule) else list(rules)
+    if not isinstance(rules, str | Rule | Iterable):
+        raise ArgumentError("compare", "these are no rules", expected="names or rules", got=rules, fix="rules='all'")
+    given = [rules] if isinstance(rules, str | Rule) else list(rules)
+    asked = [part for each in given for part in (each.split(",") if isinstance(each, str) else [each])]
     names: list[str | Rule] = []
     for each in asked:
         names += sorted(known() - set(BASELINES)) if each == "all" else [each]

@@ -70,7 +70,9 @@ def read_run(path: Path) -> dict[str, Any]:
             fix="delete it: the run is done again",
         ) from error
     whole = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("settings"), dict)
-    if not whole or not {"accuracy", "refused", "stopped"} & found.keys():
+    figures = {"curve", "peak bytes", "seconds", "processor seconds", "cosine", "layers", "optimizers", "parameters"}
+    ended = {"refused", "stopped", "failed"} & found.keys() if isinstance(found, dict) else set()
+    if not whole or not (ended or {"accuracy", *figures} <= found.keys()):
         raise DataError(
             str(path), "this is no run of a comparison", expected=f"format {FORMAT} with settings and figures",
             got=sorted(found)[:8] if isinstance(found, dict) else type(found).__name__,
@@ -80,7 +82,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def is_done(path: Path, settings: dict[str, Any]) -> bool:
-    """Is this run there already? One that was refused is tried again.
+    """Is this run there already? One that was refused or failed is tried again, and one that stopped by other code.
 
     Raises:
         DataError: there is one with other settings, which stays; or the file is damaged.
@@ -91,9 +93,11 @@ def is_done(path: Path, settings: dict[str, Any]) -> bool:
     there = found["settings"]
     if there != settings:
         keys = sorted(k for k in {*settings, *there} if settings.get(k) != there.get(k))
+        if "accuracy" not in found and keys == ["code"]:
+            return False
         raise DataError(
             str(path), "the folder holds a run with other settings",
             expected={k: settings.get(k) for k in keys}, got={k: there.get(k) for k in keys},
             fix="give another folder, or delete the file",
         )  # fmt: skip
-    return "refused" not in found
+    return "accuracy" in found or "stopped" in found

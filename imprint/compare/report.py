@@ -17,15 +17,16 @@ chosen, and test samples were looked at for these figures alone. torch {torch}, 
 """
 NOTES = """
 *accuracy*: of the model's output on all test samples after the last epoch, in per cent; mean ± standard deviation over
-seeds. *by the units*: of the units' own scores, summed, where they have any. *seconds*: of all learning steps of a run;
-the ratio beside them is that of the processor's seconds, which other programs hardly touch (on CUDA of the clock's).
+seeds. *by the units*: of the units' own scores, summed, where they have any. *seconds*: of all learning steps of a run,
+by the processor's clock, which other programs hardly touch (on CUDA by the wall's, which the JSON holds for all).
 *MB*: the most that tensors of one step take at once, beside weights, their optimizer's state and the batch.
 
 `backprop`, `deep_supervision` (backpropagation of the task loss and of a linear classifier on every unit, summed) and
 `frozen` (random units, the last layer is trained) are there to compare with. The net is one for all: rules that were
-published with a net of their own (the Hebbian ones, for example) may do better there.
+published with a net of their own (the Hebbian ones, for example, whose units come to resemble each other behind
+rectifiers and BatchNorm) may do better there.
 """
-GREEDY = "Units of `greedy` take turns, which share the steps of a run equally.\n"
+GREEDY = "Units of `greedy` take turns, which share the steps of a run equally; its MB are those of the first turn.\n"
 LAYERS = f"""
 ## Accuracy of each layer
 
@@ -111,7 +112,7 @@ def main_table(rows: list[Row]) -> str:
         optimizers = dict.fromkeys(o for run in row.runs for o in run["optimizers"])
         cells.append([
             row.label, spread(row.values("accuracy"), 100) + note, spread(row.values("local"), 100),
-            spread(row.values("seconds"), digits=1), _ratio(row, base, row.steadiest),
+            spread(row.values(row.steadiest), digits=1), _ratio(row, base, row.steadiest),
             f"{statistics.fmean(row.values('peak bytes')) / 1e6:.1f}", _ratio(row, base, "peak bytes"),
             ", ".join(optimizers),
         ])  # fmt: skip

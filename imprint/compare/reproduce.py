@@ -21,9 +21,10 @@ from ..managers import Manager, attach
 from ..rules import registry
 from ..training import train_model
 from .dense import Dense
-from .files import write_run
+from .files import check_folder, write_run
 from .images import VGG8b
 from .published import PUBLISHED, Published, by_name
+from .settings import Budget
 
 
 class RandomBlocks(nn.Module):
@@ -115,9 +116,15 @@ def reproduce(
         ArgumentError: `epochs` is no count.
         UnknownNameError: the rule is not registered.
     """
-    if epochs is not None and epochs < 1:
-        raise ArgumentError("reproduce", "epochs counts from 1", expected="at least 1", got=epochs, fix="epochs=10")
-    rounds = epochs or entry.epochs
+    rounds = entry.epochs if epochs is None else epochs
+    Budget(rounds, device=device)
+    if seed < 0:
+        raise ArgumentError("reproduce", "seeds count from 0", got=seed, fix="seed=0")
+    if entry.net != "dense" and len(data.shape) != 3:
+        raise DataError(
+            repr(data.name), f"{entry.name} has a net of convolutions", expected="pictures [C, H, W]",
+            got=list(data.shape), fix=f"the file of {entry.data}",
+        )  # fmt: skip
     made = prepare(entry, data)
     torch.manual_seed(seed)
     manager = build(entry, made, rounds)
@@ -131,6 +138,7 @@ def reproduce(
     told = {k: v for k, v in asdict(entry).items() if k not in ("epochs", "error")}
     return {
         **told, "published": entry.error, "band": entry.band, "epochs": rounds, "seed": seed, "rows": len(made.x_train),
+        "asked": entry.epochs, "own": is_of(entry, data),
         "curve": errors, "error": errors[-1], "accuracy": history.epochs[-1].val["accuracy"],
         "seconds": round(perf_counter() - start, 1), "imprint": __version__, "machine": machine(),
     }  # fmt: skip
@@ -139,11 +147,28 @@ def reproduce(
 def verdict(result: dict[str, Any]) -> str:
     """What the last error says about the figure."""
     band, error = result["band"], result["error"]
+    if result["part"] or not result.get("own", True):
+        return "another data set"
     if band is None:
-        return "another data set" if result["part"] else "unconfirmed"
+        return "unconfirmed"
     if band[0] <= error <= band[1]:
         return "reproduced"
+    if result.get("epochs", 0) < result.get("asked", 0):
+        return "fewer epochs than the figure needs"
     return "missed" if error > band[1] else "below the band"
+
+
+TESTED = {
+    "mnist": ((1, 28, 28), [892, 958, 974, 980, 982, 1009, 1010, 1028, 1032, 1135]),
+    "fashion_mnist": ((1, 28, 28), [1000] * 10), "cifar10": ((3, 32, 32), [1000] * 10),
+}  # fmt: skip
+"""Of each data set the shape of a sample, and how many test samples its classes have, in order of size."""
+
+
+def is_of(entry: Published, data: Data) -> bool:
+    """Is this the data set that the figure is of?"""
+    shape, counts = TESTED[entry.data]
+    return data.shape == shape and sorted(torch.bincount(data.y_test, minlength=data.num_classes).tolist()) == counts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,15 +184,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(max(1, args.threads))
+        if args.threads < 1:
+            raise ArgumentError("reproduce", "threads count from 1", got=args.threads, fix="--threads 1")
+        if args.out is not None:
+            check_folder(args.out.parent)
+        torch.set_num_threads(args.threads)
         result = reproduce(by_name(args.name), load_h5(args.data), args.epochs, args.seed, args.device)
     except ImprintError as error:
         print(error, file=sys.stderr)
         return 2
     finally:
         torch.set_num_threads(before)
-    if args.out is not None:
-        write_run(args.out, {"settings": {"name": args.name, "data": args.data.stem}, **result})
     print("test error, %, after each epoch: " + ", ".join(f"{v:.2f}" for v in result["curve"]))
     within = "" if result["band"] is None else f", band {result['band'][0]:.2f} to {result['band'][1]:.2f}"
     told = f"{result['published']:.2f} % ({result['after']}; {result['source']}) [{result['mark']}]"
@@ -175,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.name}: {result['error']:.2f} % after {result['epochs']} epochs in {result['seconds']:.0f} s; "
         f"published {told}{within}: {verdict(result)}"
     )
+    if args.out is not None:
+        write_run(args.out, {"settings": {"name": args.name, "data": args.data.stem}, **result})
     return 0
 
 

@@ -17,7 +17,7 @@ class Row:
     Args:
         label: what tables call it.
         runs: that came to their end.
-        failed: those that were refused or stopped.
+        failed: those that were refused, stopped or failed.
     """
 
     label: str
@@ -63,11 +63,16 @@ class Row:
         if not self.failed:
             return ""
         first = self.failed[0]
-        told = first.get("refused") or first["stopped"]
+        kind: str = next(k for k in ("refused", "failed", "stopped") if k in first)
+        told = first[kind]
         lines = told["message"].split("\n")
-        kind = "refused" if "refused" in first else f"stopped in epoch {told['epoch']}"
-        some = f", {len(self.failed)} of {len(self.failed) + len(self.runs)} seeds" if self.runs else ""
-        return f"{kind}{some}: {lines[0].removeprefix(told['error'] + ': ').rstrip('.')}"
+        if kind == "failed":
+            return f"failed{self._some()}: {told['error']}: {lines[0]}"
+        kind = kind if kind == "refused" else f"stopped in epoch {told['epoch']}"
+        return f"{kind}{self._some()}: {lines[0].removeprefix(told['error'] + ': ').rstrip('.')}"
+
+    def _some(self) -> str:
+        return f", {len(self.failed)} of {len(self.failed) + len(self.runs)} seeds" if self.runs else ""
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +62,14 @@ class Run:
         """
         result: dict[str, Any] = {"settings": self.settings, "imprint": __version__, "machine": machine()}
         try:
+            return result | self._do(folder, progress)
+        except Exception as error:  # a rule of one's own may fail in any way; the others shall run
+            told = "".join(traceback.format_exception(error)[-4:])
+            return result | {"failed": {"error": type(error).__name__, "message": str(error), "trace": told}}
+
+    def _do(self, folder: Path, progress: bool) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        try:
             result["peak bytes"] = self._peak()
         except NonFiniteError as error:
             return result | {"stopped": {"error": type(error).__name__, "message": str(error), "epoch": 1}}
@@ -102,7 +111,7 @@ class Run:
         torch.manual_seed(self.seed)
         manager = self._attach(["loss", cosine, clock])
         found: dict[str, Any] = {
-            "initial weights": fingerprint(list(task.make(self.seed).parameters())),
+            "initial weights": fingerprint(self._net_of(manager)),
             "parameters": sum(p.numel() for p in manager.model.parameters()),
         }
         rows = Timed(*self._train(), budget.batch, self.seed, clock, cosine)
@@ -118,6 +127,13 @@ class Run:
             epoch = manager.steps // steps + 1
             return found | {"stopped": {"error": type(error).__name__, "message": str(error), "epoch": epoch}}
         return found | self._of_history(history, steps) | self._of_model(manager, test)
+
+    def _net_of(self, manager: Manager) -> list[Tensor]:
+        """The net's own weights in the model that is trained."""
+        prefix = "" if self.contestant.rule is not None else "model."
+        names = [prefix + name for name, _ in self.task.make(self.seed).named_parameters()]
+        held = dict(manager.model.named_parameters())
+        return [held[name] for name in names]
 
     def _of_history(self, history: History, steps: int) -> dict[str, Any]:
         units = [{name.removeprefix("model."): row for name, row in epoch.units.items()} for epoch in history.epochs]

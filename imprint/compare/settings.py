@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import isfunction
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._version import __version__
 from ..data import Data
 from ..errors import ArgumentError, DataError
+from ..rules import Rule
 from .contestants import Contestant
 from .nets import Net, check_net
 
@@ -80,12 +85,14 @@ class Task:
     def described(self) -> dict[str, Any]:
         """Plain values; equal for equal tasks, wherever the file lies."""
         width, depth = check_net(self.net, self.data.shape, self.budget.width, self.budget.depth)
+        model = self.make(0)
         return {
             "data": self.data.name, "rows": len(self.data.x_train), "test rows": len(self.data.x_test),
             "shape": list(self.data.shape), "classes": self.data.num_classes, "digest": digest(self.data),
             "net": self.net.name, "width": width, "depth": depth, "epochs": self.budget.epochs,
             "batch": self.budget.batch, "device": str(torch.device(self.budget.device)),
             "threads": torch.get_num_threads(),
+            "model": f"{fingerprint(list(model.parameters()))} {_short(str(model))}",
         }  # fmt: skip
 
 
@@ -131,7 +138,41 @@ def fingerprint(tensors: list[torch.Tensor]) -> str:
 
 def settings_of(task: Task, contestant: Contestant, seed: int) -> dict[str, Any]:
     """All that the figures of one run depend on."""
-    return {**task.described, "rule": contestant.label, "options": contestant.options, "seed": seed}
+    return {
+        **task.described, "rule": contestant.label, "options": contestant.options, "code": code_of(contestant.rule),
+        "seed": seed,
+    }  # fmt: skip
+
+
+def code_of(rule: Rule | None) -> str:
+    """Twelve digits that differ if imprint's version, or what the rule and its objective are written as, does.
+
+    >>> from ..rules import LocalCE, PredSim
+    >>> code_of(LocalCE()) == code_of(LocalCE(bias=False)), code_of(LocalCE()) == code_of(PredSim())
+    (True, False)
+    """
+    told = [__version__]
+    if rule is not None:
+        try:
+            kinds: list[type] = [type(rule), type(rule.objective())]
+        except Exception:  # what is wrong with it is told when it runs
+            kinds = [type(rule)]
+        for kind in kinds:
+            try:
+                told.append(inspect.getsource(kind))
+            except (OSError, TypeError):  # written at a prompt, or in a file that is no module
+                told += [f"{name} {_compiled(v.__code__)}" for name, v in vars(kind).items() if isfunction(v)]
+    return _short("\n".join(told))
+
+
+def _compiled(code: CodeType) -> str:
+    """What a function does, without places in memory."""
+    inner = [_compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code!r} {code.co_names} {code.co_varnames} {inner}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
 
 
 def file_name(label: str, seed: int) -> str:

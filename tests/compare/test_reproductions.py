@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from imprint.compare.published import PUBLISHED, Published, by_name
-from imprint.compare.reproduce import build, main, prepare, reproduce, verdict
-from imprint.data import Data, load_h5
+from imprint.compare.reproduce import build, is_of, main, prepare, reproduce, verdict
+from imprint.data import Data, load_h5, save_h5
 from imprint.errors import ArgumentError, UnknownNameError
 from imprint.rules import registry
 
@@ -65,6 +65,18 @@ def test_what_is_said_of_an_error(name: str, error: float, said: str) -> None:
     assert verdict({"band": entry.band, "part": entry.part, "error": error}) == said
 
 
+def test_other_data_and_fewer_epochs_get_no_verdict() -> None:
+    entry = by_name("predsim")
+    result = {"band": entry.band, "part": False, "error": 30.0, "own": True, "epochs": 1, "asked": 10}
+    assert verdict(result) == "fewer epochs than the figure needs" and verdict({**result, "error": 9.0}) == "reproduced"
+    assert verdict({**result, "error": 9.0, "own": False}) == "another data set"
+    x, y = torch.zeros(100, 1, 28, 28), torch.arange(100) % 10
+    assert not is_of(entry, Data(x, y, x, y, 10, "fashion_mnist"))
+    many = torch.arange(10000) % 10
+    assert is_of(entry, Data(x, y, torch.zeros(10000, 1, 28, 28), many, 10, "whatever"))
+    assert not is_of(by_name("drtp"), Data(x, y, torch.zeros(10000, 1, 28, 28), many, 10, "mnist"))
+
+
 def test_inputs_from_zero_to_one_and_weights_after_he() -> None:
     data = prepare(by_name("pepita"), images((1, 28, 28)))
     assert float(data.x_train.max()) == 1 and float(data.x_train.min()) >= 0
@@ -79,7 +91,7 @@ def test_the_command(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "drtp.json"
     assert main(["drtp", "--data", str(digits), "--epochs", "2", "--out", str(out)]) == 0
     said, found = capsys.readouterr().out, json.loads(out.read_text())
-    assert f"{found['curve'][0]:.2f}, {found['curve'][1]:.2f}" in said and said.strip().endswith("unconfirmed")
+    assert f"{found['curve'][0]:.2f}, {found['curve'][1]:.2f}" in said and said.strip().endswith("another data set")
     assert found["error"] == found["curve"][-1] == pytest.approx(100 * (1 - found["accuracy"]), abs=0.005)
     assert found["published"] == 1.9 and found["rows"] == 1437 and found["epochs"] == 2
     again = reproduce(by_name("drtp"), load_h5(digits), epochs=2, progress=False)
@@ -90,6 +102,16 @@ def test_the_command(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_cannot_be_reproduced(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["drpt", "--data", str(digits)]) == 2 and "did you mean 'drtp'" in capsys.readouterr().err
     assert main(["drtp", "--data", str(tmp_path / "no.h5")]) == 2 and "no such file" in capsys.readouterr().err
+    for more, what in (
+        (["--device", "xyz"], "no such device"), (["--threads", "-3"], "threads count from 1"),
+        (["--seed", "-1"], "seeds count from 0"), (["--out", "/proc/none/x.json"], "cannot be written to"),
+        (["--epochs", "0"], "epochs counts from 1"),
+    ):  # fmt: skip
+        assert main(["drtp", "--data", str(digits), *more]) == 2 and what in capsys.readouterr().err
+    flat = tmp_path / "flat.h5"
+    x, y = torch.rand(20, 5), torch.arange(20) % 10
+    save_h5(flat, Data(x, y, x, y, 10, "flat"))
+    assert main(["cafo", "--data", str(flat)]) == 2 and "net of convolutions" in capsys.readouterr().err
     entry: dict[str, Any] = {**vars(by_name("drtp")), "rule": "predism"}
     with pytest.raises(UnknownNameError, match="did you mean 'predsim'"):
         build(Published(**entry), images((1, 8, 8)), 2)
