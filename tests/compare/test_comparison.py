@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import linecache
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,8 @@ import h5py
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import imprint
-from imprint.compare import comparison
-from imprint.compare.__main__ import main
 from imprint.compare.dense import Dense
 from imprint.compare.settings import prepare
 from imprint.data import Data, load_h5, save_h5
@@ -30,74 +24,9 @@ from imprint.objectives.labels import Labels
 from imprint.objectives.objective import View
 from imprint.rules import Rule, register_rule, registry
 
-Toy = Callable[..., Path]
+from references.comparing import Toy, cells, command, runs
+
 NAMES = ("backprop", "deep_supervision", "frozen", "local_ce", "drtp")
-
-
-@pytest.fixture
-def drawn() -> None:
-    """For tests that look at pictures; the others draw none, which saves most of their time."""
-
-
-@pytest.fixture(autouse=True)
-def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(comparison, "draw", lambda rows, folder, name: {})
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Toy:
-    """Writes a small file: two classes beside each other, in noise."""
-
-    def make(name: str = "toy.h5", shape: tuple[int, ...] = (6,), train: int = 90, test: int = 200) -> Path:
-        random = torch.Generator().manual_seed(5)
-        y = [torch.randint(2, (n,), generator=random) for n in (train, test)]
-        x = [torch.randn(len(v), *shape, generator=random) + v.view(-1, *[1] * len(shape)) for v in y]
-        return save_h5(tmp_path / name, Data(x[0], y[0], x[1], y[1], num_classes=2, name="toy"))
-
-    return make
-
-
-@pytest.fixture
-def rule() -> Iterator[Callable[[Callable[[View], Any]], str]]:
-    """Registers a rule, ``"spied"``, whose objective shows each view to a function first; local cross entropy."""
-
-    def make(seen: Callable[[View], Any]) -> str:
-        class Spied(Head):
-            def forward(self, view: View) -> Tensor:
-                factor = seen(view)
-                return super().forward(view) * (1.0 if factor is None else factor)
-
-        @register_rule("spied")
-        @dataclass(frozen=True)
-        class SpiedRule(Rule):
-            """Local cross entropy, watched."""
-
-            def objective(self) -> Objective:
-                return Spied()
-
-        return "spied"
-
-    yield make
-    registry.pop("spied", None)
-
-
-def command(data: Path, out: Path, *more: str, epochs: int = 1, seeds: int = 2, rules: tuple[str, ...] = ()) -> int:
-    names = rules or ("local_ce", "drtp")
-    sizes = ["--width", "8", "--depth", "2", "--batch", "8", "--epochs", str(epochs), "--seeds", str(seeds)]
-    return main(["--data", str(data), "--out", str(out), "--quiet", *sizes, *more, "--rules", *names])
-
-
-def runs(out: Path) -> dict[str, dict[str, Any]]:
-    return {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*.json"))}
-
-
-def cells(text: str) -> dict[str, list[str]]:
-    """Rows of the first table by their first cell."""
-    block = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert block is not None
-    rows = [[c.strip() for c in line.strip("|").split("|")] for line in block[0].splitlines()]
-    return {row[0]: row[1:] for row in rows[2:]}
 
 
 def test_the_command(drawn: None, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,101 +251,6 @@ def test_a_loss_that_is_not_finite_stops_one_run_and_no_other(toy: Toy, tmp_path
     assert len(second["curve"]) == 3
     shown = cells((out / "comparison.md").read_text())["spied"]
     assert f"{100 * second['accuracy']:.2f} (stopped in epoch 2, 1 of 2 seeds: " in shown[0]
-
-
-OWN = """
-from dataclasses import dataclass
-import imprint
-from imprint.objectives import Objective
-
-class Own(Objective):
-    needs_labels = False
-
-    def forward(self, view):
-        return {loss}
-
-@imprint.register_rule("own_in_file")
-@dataclass(frozen=True)
-class OwnRule(imprint.Rule):
-    def objective(self):
-        return Own()
-"""
-
-
-@pytest.fixture
-def own() -> Iterator[None]:
-    yield
-    registry.pop("own_in_file", None)
-
-
-def test_a_rule_that_was_changed_is_not_mixed_with_what_it_was(
-    own: None, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, out, mine = toy(), tmp_path / "out", tmp_path / "mine.py"
-    run = lambda: command(file, out, "--use", str(mine), rules=("own_in_file",))
-    mine.write_text(OWN.format(loss="view.h.square().mean()"))
-    assert run() == 0 and run() == 0
-    before = runs(out)["own_in_file-seed0"]
-    registry.pop("own_in_file")
-    linecache.clearcache()
-    mine.write_text(OWN.format(loss="-view.h.square().mean()"))
-    assert run() == 2 and "'code'" in capsys.readouterr().err
-    assert runs(out)["own_in_file-seed0"] == before
-    (out / "own_in_file-seed0.json").unlink(), (out / "own_in_file-seed1.json").unlink()
-    assert run() == 0 and runs(out)["own_in_file-seed0"]["settings"]["code"] != before["settings"]["code"]
-
-
-def test_a_rule_with_an_error_is_a_row_and_the_others_run(
-    own: None, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, out, mine = toy(), tmp_path / "out", tmp_path / "mine.py"
-    mine.write_text(OWN.format(loss="view.h.nosuch()"))
-    assert command(file, out, "--use", str(mine), rules=("own_in_file", "drtp")) == 1
-    shown = cells((out / "comparison.md").read_text())
-    assert shown["own_in_file"][0].startswith("failed: AttributeError: 'Tensor' object has no attribute 'nosuch'")
-    assert float(shown["drtp"][0].split()[0]) > 0 and "mine.py" in capsys.readouterr().err
-    registry.pop("own_in_file")
-    linecache.clearcache()
-    mine.write_text(OWN.format(loss="view.h.square().mean()"))
-    assert command(file, out, "--use", str(mine), rules=("own_in_file", "drtp")) == 0, "it is tried again"
-    assert "accuracy" in runs(out)["own_in_file-seed1"]
-
-
-def test_files_of_ones_own_with_errors(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine = tmp_path / "mine.py"
-    for text, what in (
-        ("1 +", "SyntaxError"),
-        ("x = 1\nraise ValueError('so')", "ValueError: so"),
-        ("exit(3)", "SystemExit"),
-    ):
-        mine.write_text(text)
-        assert command(toy(), tmp_path / "out", "--use", str(mine), rules=("drtp",)) == 2
-        said = capsys.readouterr().err
-        assert what in said and "mine.py, line" in said
-
-
-def test_a_last_batch_of_one_and_a_page_that_is_a_folder(
-    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(toy(train=65), tmp_path / "out", "--batch", "32", rules=("drtp",)) == 2
-    assert "last batch of an epoch would be one sample" in capsys.readouterr().err
-    assert command(toy(), tmp_path / "out", "--page", str(tmp_path), rules=("drtp",)) == 2
-    assert "the page is a folder" in capsys.readouterr().err
-
-
-def test_rules_may_stand_behind_commas(toy: Toy, tmp_path: Path) -> None:
-    assert command(toy(), tmp_path / "out", rules=("drtp,local_ce",)) == 0
-    assert {"drtp-seed0", "local_ce-seed0"} <= runs(tmp_path / "out").keys()
-
-
-def test_a_run_without_all_its_figures_is_named(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out = toy(), tmp_path / "out"
-    assert command(file, out, rules=("drtp",)) == 0
-    path = out / "drtp-seed0.json"
-    found = json.loads(path.read_text())
-    del found["peak bytes"]
-    path.write_text(json.dumps(found))
-    assert command(file, out, rules=("drtp",)) == 2 and "drtp-seed0.json" in capsys.readouterr().err
 
 
 def test_without_matplotlib(drawn: None, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
