@@ -42,7 +42,10 @@ def draw(rows: Sequence[Row], folder: Path, name: str = "") -> dict[str, str] | 
     made = {
         "Accuracy over the epochs": ("accuracy", curves(rows)),
         "Accuracy of each layer": ("layers", heat(rows, "layers", 100, "accuracy of a linear readout, %")),
-        "Cosine with backpropagation's gradient": ("cosine", heat(rows, "cosines", 1, "cosine")),
+        "Cosine with backpropagation's gradient": (
+            "cosine",
+            heat(rows, "cosines", 1, "cosine with backprop's gradient, mean"),
+        ),
         "Seconds and memory": ("cost", costs(rows)),
     }
     found = {}
@@ -65,11 +68,35 @@ def colour(i: int, count: int) -> Any:
 
 
 def curves(rows: Sequence[Row]) -> Figure:
-    """Mean test accuracy after each epoch; the legend is in the order of the last."""
+    """Mean test accuracy after each epoch, all of it and the best tenth; the legend is in the order of the last."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, max(4.5, 0.8 + 0.21 * len(rows))), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(11, max(4.5, 0.8 + 0.21 * len(rows))), dpi=110, layout="constrained")
+    whole, near = figure.subplots(1, 2)
+    best = max(100 * v for row in rows for v in row.curve)
+    for axes in (whole, near):
+        _lines(axes, rows)
+        axes.set_xlabel("epoch")
+        axes.set_xticks(_ticks(max(len(row.curve) for row in rows)))
+        axes.grid(alpha=0.3)
+    whole.set_ylabel("test accuracy (%)")
+    near.set_ylim(best - 10, best + 0.5)
+    near.set_title("within 10 points of the best", fontsize=9)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+    return figure
+
+
+def _ticks(epochs: int) -> list[int]:
+    """Whole epochs, ten at most.
+
+    >>> _ticks(1), _ticks(25)
+    ([1], [3, 6, 9, 12, 15, 18, 21, 24])
+    """
+    step = -(-epochs // 10)
+    return list(range(step, epochs + 1, step))
+
+
+def _lines(axes: Any, rows: Sequence[Row]) -> None:
     others = [row.label for row in rows if row.label not in BASELINES]
     for row in sorted(rows, key=lambda row: -row.curve[-1]):
         own = row.label in BASELINES
@@ -80,12 +107,6 @@ def curves(rows: Sequence[Row]) -> Figure:
             linewidth=1.8 if own else 1.4,
             color="black" if own else colour(others.index(row.label), len(others)),
         )  # fmt: skip
-    axes.set_xlabel("epochs")
-    axes.set_ylabel("test accuracy (%)")
-    axes.locator_params(axis="x", integer=True)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    return figure
 
 
 def heat(rows: Sequence[Row], key: str, scale: float, title: str) -> Figure | None:
@@ -126,7 +147,7 @@ def costs(rows: Sequence[Row]) -> Figure:
         values = [scale * statistics.fmean(row.values(key)) for row in rows]
         colors = ["black" if row.label in BASELINES else "#4878a8" for row in rows]
         bars = axes.barh([row.label for row in rows], values, color=colors)
-        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+        axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
         axes.set_xlabel(name)
         axes.margins(x=0.15)
         axes.tick_params(axis="y", labelsize=8)

@@ -34,7 +34,7 @@ def test_runs_of_a_seed_were_comparable(root: Path) -> None:
     for seed in (0, 1, 2):
         started = {run["initial weights"] for run in runs if run["settings"]["seed"] == seed}
         assert len(started) == 1
-    varying = ("rule", "options", "seed")
+    varying = ("rule", "options", "code", "seed")
     assert len({str({k: v for k, v in run["settings"].items() if k not in varying}) for run in runs}) == 1
 
 
