@@ -139,6 +139,12 @@ def _check_before(manager: Manager, state: dict[str, Any]) -> None:
                 "load_state_dict", f"it was saved with another {key}=", expected=value, got=state["options"][key],
                 fix="attach with the same options and labels as the run that was saved",
             )  # fmt: skip
+    scaler = set() if manager.scaled is None else set(manager.scaled.scaler.state_dict())
+    if not isinstance(state["scaler"], dict) or set(state["scaler"]) != scaler:
+        raise CheckpointError(
+            "load_state_dict", "the state of its scaler does not fit", expected=sorted(scaler), got=state["scaler"],
+            fix="attach with scaler= as the run that was saved was, or load another checkpoint",
+        )  # fmt: skip
     check_tensors(state["model"], manager.model.state_dict(), "the model's weights")
     bound = state["bound"]
     for key in SAME if manager.bound is not None and bound is not None else ():

@@ -48,6 +48,7 @@ def class_loss(labels: Labels, logits: Tensor, view: View) -> Tensor:
 def label_mean(labels: Labels, losses: Tensor, view: View) -> Tensor:
     """Mean of one loss a row over rows that count and have a label, by the weights of their classes.
 
+    >>> from imprint.objectives import Target
     >>> view = View(context=Target(torch.tensor([0, -100])))
     >>> label_mean(Labels(2), torch.tensor([1.0, 5.0]), view).item()
     1.0

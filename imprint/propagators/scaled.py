@@ -21,6 +21,7 @@ class ScaledHost(Host):
     Args:
         scaler: of all propagators that share this host.
 
+    >>> import torch
     >>> from torch import nn
     >>> host = ScaledHost(GradScaler("cpu", init_scale=8.0))
     >>> w = nn.Parameter(torch.tensor(3.0))

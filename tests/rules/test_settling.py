@@ -20,7 +20,7 @@ from imprint.diagnostics.graph_leaves import leaves_of
 from imprint.propagators import Propagator
 
 import references.equilibrium
-import references.predictive_coding
+import references.predictive_coding_naive
 from settling import between, energies, forward, learn, loss
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -94,15 +94,17 @@ def test_predictive_coding_equals_its_reference(widths: tuple[int, ...]) -> None
     model = copy.deepcopy(start)
     layers, states = coded(model, x, y)
     settled = predictive_coding.settle(layers, states, 12, 0.2)
-    by_hand = [references.predictive_coding.settle(weights(start), *pair, 12, 0.2) for pair in zip(x, y, strict=True)]
+    by_hand = [
+        references.predictive_coding_naive.settle(weights(start), *pair, 12, 0.2) for pair in zip(x, y, strict=True)
+    ]
     for i, state in enumerate(settled):
         torch.testing.assert_close(state, torch.stack([sample[i] for sample in by_hand]), rtol=0, atol=1e-12)
-    total = sum(references.predictive_coding.energy(weights(start), sample) for sample in by_hand)
+    total = sum(references.predictive_coding_naive.energy(weights(start), sample) for sample in by_hand)
     assert sum(energies(layers, settled)) == pytest.approx(total / ROWS, rel=1e-12)
     learn(layers, (settled[:-1], settled[1:], 1 / ROWS))
 
     def expected(control: str = "") -> Pairs:
-        return references.predictive_coding.update(weights(start), x, y, 12, 0.2, lr=1.0, control=control)
+        return references.predictive_coding_naive.update(weights(start), x, y, 12, 0.2, lr=1.0, control=control)
 
     assert apart(weights(model), expected()) < 1e-12
     assert apart(weights(model), expected("slope")) > 1e-4
