@@ -113,6 +113,11 @@ class LayerAgent:
         return self.rule.learns and (still or any(p.requires_grad for p in own))
 
     @property
+    def rests(self) -> bool:
+        """Does it run without learning for now: frozen, or another unit's turn?"""
+        return self.frozen or self.waits
+
+    @property
     def learns_alone(self) -> bool:
         """Does it learn from a batch without targets?"""
         objective = self.unit.objective
@@ -173,8 +178,7 @@ class LayerAgent:
 
     def _context(self, call: Call) -> Tree:
         objective = self.unit.objective
-        rests = (self.frozen or self.waits) and self.phase.learns
-        if not self.speaks or rests or not objective.needs_context:
+        if not self.speaks or (self.rests and self.phase.learns) or not objective.needs_context:
             with torch.no_grad():
                 return self.unit.call(self.prop.params, call)
         if self.phase.learns and not objective.uses_data:
@@ -221,7 +225,7 @@ class LayerAgent:
         """Run, and let the objective take in what came out."""
         target = self.phase.target or Target()
         out = self.unit.call(self.prop.params, call)
-        if not self.frozen and not self.waits and (target.y is not None or not self.unit.objective.needs_labels):
+        if not self.rests and (target.y is not None or not self.unit.objective.needs_labels):
             loss = self.unit.objective.fit(self.unit.view((out, None), call, target))
             self.prop.check(loss)
             for probe in self.prop.probes:
@@ -243,8 +247,7 @@ class LayerAgent:
 
     def _learns_now(self) -> bool:
         has = self.phase.target is not None and self.phase.target.y is not None
-        rests = self.frozen or self.waits
-        return bool(self.prop.optimizers) and not rests and (has or not self.unit.objective.needs_labels)
+        return bool(self.prop.optimizers) and not self.rests and (has or not self.unit.objective.needs_labels)
 
     def _count(self) -> None:
         if self.expected and self.calls >= self.expected:

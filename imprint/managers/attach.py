@@ -21,7 +21,16 @@ from ..protos.auto import Auto
 from ..rules import resolve
 from .agent import LayerAgent, Phase
 from .assignment import Assignment, Layers, assign, in_blocks
-from .attach_checks import check_builders, check_layer, check_model, check_numbers, check_options, check_update, refuse
+from .attach_checks import (
+    check_builders,
+    check_layer,
+    check_model,
+    check_numbers,
+    check_options,
+    check_scaler,
+    check_update,
+    refuse,
+)
 from .attach_graph import attach_graph
 from .context import context_pass
 from .coverage import check_disjoint
@@ -129,9 +138,7 @@ def attach(
     check_model(model)
     refuse("attach to layers", {"credit": credit}, "they are for graphs")
     check_update(update)
-    if scaler is not None and not isinstance(scaler, GradScaler):
-        example_scaler = "scaler=torch.amp.GradScaler('cuda')"
-        raise ArgumentError("attach", "scaler= is no torch.amp.GradScaler", got=repr(scaler), fix=example_scaler)
+    check_scaler(scaler)
     own = {k for k, p in inspect.signature(attach).parameters.items() if p.kind is p.KEYWORD_ONLY}
     check_options(rule, options, own)
     check_numbers(accumulate=accumulate, grad_clip=grad_clip, num_classes=num_classes, block_size=block_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.amp import GradScaler
 
 from ..errors import ArgumentError, CoverageError, StateError, UnknownNameError, did_you_mean
 from ..protos.auto import Auto
@@ -85,6 +86,14 @@ def check_update(update: Any) -> None:
             "attach", "unknown update=, for a model", expected=" | ".join(map(repr, UPDATES)), got=repr(update),
             fix="leave it out; ticks and rollouts are those of a graph",
         )  # fmt: skip
+
+
+def check_scaler(scaler: Any) -> None:
+    """Refuse what does not scale losses."""
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise ArgumentError(
+            "attach", "scaler= is no torch.amp.GradScaler", got=repr(scaler), fix="scaler=torch.amp.GradScaler('cuda')"
+        )
 
 
 def check_numbers(accumulate: Any, grad_clip: Any, num_classes: Any, block_size: Any = 1) -> None:

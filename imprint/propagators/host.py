@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,22 +48,24 @@ class Host:
         self.step_all(prop.optimizers, {prop.params[k]: g for k, g in grads.items()})
 
     @staticmethod
-    def put(grads: Mapping[Tensor, Tensor]) -> None:
-        """Gradients by parameter, where optimizers look for them."""
+    @contextmanager
+    def placed(grads: Mapping[Tensor, Tensor]) -> Iterator[None]:
+        """Gradients by parameter, where optimizers look for them; afterwards there are none."""
         for p, g in grads.items():
             # a fused optimizer walks both tensors by the same memory order
             p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+        try:
+            yield
+        finally:
+            for p in grads:
+                p.grad = None
 
     @classmethod
     def step_all(cls, optimizers: Iterable[Optimizer], grads: Mapping[Tensor, Tensor]) -> None:
         """Step these, with gradients by parameter."""
-        cls.put(grads)
-        try:
+        with cls.placed(grads):
             for optimizer in optimizers:
                 optimizer.step()
-        finally:
-            for p in grads:
-                p.grad = None
 
 
 EAGER = Host()

@@ -49,15 +49,10 @@ class ScaledHost(Host):
 
     def ready(self, prop: Propagator, grads: Params) -> Params:
         """Gradients scaled down; those that are not finite are noted."""
-        tensors = {prop.params[k]: g for k, g in grads.items()}
-        self.put(tensors)
-        try:
+        with self.placed({prop.params[k]: g for k, g in grads.items()}):
             for optimizer in prop.optimizers:
                 self.scaler.unscale_(optimizer)
             found = {k: g for k in grads if (g := prop.params[k].grad) is not None}
-        finally:
-            for p in tensors:
-                p.grad = None
         self.looked = True
         return found
 
@@ -66,14 +61,9 @@ class ScaledHost(Host):
 
     def step(self, prop: Propagator, grads: Params) -> None:
         """Step the optimizers whose gradients are finite."""
-        tensors = {prop.params[k]: g for k, g in grads.items()}
-        self.put(tensors)
-        try:
+        with self.placed({prop.params[k]: g for k, g in grads.items()}):
             for optimizer in prop.optimizers:
                 self.scaler.step(optimizer)
-        finally:
-            for p in tensors:
-                p.grad = None
 
     def finish(self) -> None:
         """After all units: let the scale grow, or shrink if a gradient overflowed."""
